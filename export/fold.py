@@ -1,0 +1,102 @@
+"""Constant folding that reaches through the batch size.
+
+A trajectory's times are constants, but every network call first spreads its time over the batch; exporters and engines then compute the
+time embedding and all modulations made of it at run time, and in bf16 they lose most of the time's digits on the way. Computed here once, in
+float32 and for one image, they become constants that broadcast.
+"""
+
+from typing import Any
+
+_BROADCASTING = {"Add", "Sub", "Mul", "Div"}
+
+
+def fold_constants(model: Any) -> Any:
+    """Replace what does not depend on the inputs' values by constants, and drop what nothing uses.
+
+    A value that depends on the inputs' batch size alone is computed for batch 1, and replaced only where it meets the batch in an elementwise
+    operator; the parity check compares several batch sizes.
+
+    Args:
+        model: an `onnx.ModelProto` without functions or subgraphs; changed in place.
+
+    Returns:
+        The model.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    fixed, per_image = _known_values(graph)
+    initializers = {tensor.name for tensor in graph.initializer}
+    wanted = {
+        name
+        for node in graph.node
+        if node.output[0] not in per_image
+        for name in node.input
+        if name in fixed - initializers or (name in per_image - fixed and node.op_type in _BROADCASTING)
+    }
+    values = _evaluate(model, sorted(wanted), per_image)
+    stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+    renamed: dict[str, str] = {}
+    for name, value in values.items():
+        # Every step has its own copy of a transposed weight: one is enough.
+        renamed[name] = stored.setdefault((str(value.dtype), value.shape, value.tobytes()), name)
+        if renamed[name] == name:
+            graph.initializer.append(numpy_helper.from_array(value, f"{name}_folded"))
+    for node in graph.node:
+        if node.output[0] in per_image:
+            continue
+        for position, name in enumerate(node.input):
+            if name in renamed and (name in fixed or node.op_type in _BROADCASTING):
+                node.input[position] = f"{renamed[name]}_folded"
+    _drop_unused(graph)
+    return model
+
+
+def _known_values(graph: Any) -> tuple[set[str], set[str]]:
+    """Names of the values that depend on no input at all, and of those that depend at most on the inputs' shapes."""
+    inputs = {value.name for value in graph.input}
+    fixed = {"", *(tensor.name for tensor in graph.initializer)}
+    per_image = set(fixed)
+    for node in graph.node:
+        if fixed.issuperset(node.input):
+            fixed.update(node.output)
+        if per_image.issuperset(node.input) or (node.op_type == "Shape" and node.input[0] in inputs):
+            per_image.update(node.output)
+    return fixed, per_image
+
+
+def _evaluate(model: Any, names: list[str], known: set[str]) -> dict[str, Any]:
+    """The named values for batch 1, by ONNX's reference implementation."""
+    import numpy as np
+    from onnx import TensorProto, helper
+    from onnx.reference import ReferenceEvaluator
+
+    graph = model.graph
+    nodes = [node for node in graph.node if node.output[0] in known]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in names]
+    part = helper.make_graph(nodes, "constants", list(graph.input), outputs, list(graph.initializer))
+    evaluator = ReferenceEvaluator(helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version))
+    inputs = {
+        value.name: np.zeros(
+            [dimension.dim_value or 1 for dimension in value.type.tensor_type.shape.dim],
+            helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
+        )
+        for value in graph.input
+    }
+    return dict(zip(names, evaluator.run(names, inputs), strict=True))
+
+
+def _drop_unused(graph: Any) -> None:
+    """Remove unused nodes and initializers, and the notes (file paths among them) that the exporter leaves on the rest."""
+    used = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if used.intersection(node.output):
+            used.update(node.input)
+            kept.append(node)
+    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.node[:], graph.initializer[:], graph.value_info[:], graph.metadata_props[:]
+    graph.node.extend(reversed(kept))
+    graph.initializer.extend(initializers)
+    for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]

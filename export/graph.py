@@ -1,0 +1,99 @@
+"""A student as ONNX graphs: the whole trajectory with its decoder, and the text encoder. The batch is dynamic, all else is fixed."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime.errors import require
+from ..runtime.text import TOKENS, TextEncoder
+from ..runtime.trajectory import CONDITION, Trajectory
+from .fold import fold_constants
+
+OPSET = 20
+"""The first with `Gelu` as one operator; both ONNX Runtime and OpenVINO have kernels for all of it."""
+_EXAMPLE_BATCH = 3  # any size but 0 and 1, which torch.export would take for constants
+
+
+class TextStates(nn.Module):
+    """The text encoder as a plain module of tensors."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder.model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token ids and mask, each (B, L), to token states (B, L, D)."""
+        states: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return states
+
+
+def trajectory_graph(trajectory: Trajectory, sample_shape: tuple[int, int, int], width: int) -> Any:
+    """The ONNX model from `noise`, `encoder_hidden_states` and `encoder_attention_mask` to `image`.
+
+    Args:
+        trajectory: on the CPU, for inference.
+        sample_shape: (C, h, w) of a latent.
+        width: of a token state.
+    """
+    example = {
+        "noise": torch.randn(_EXAMPLE_BATCH, trajectory.draws, *sample_shape),
+        CONDITION[0]: torch.randn(_EXAMPLE_BATCH, TOKENS, width),
+        CONDITION[1]: torch.ones(_EXAMPLE_BATCH, TOKENS, dtype=torch.int64),
+    }
+    return _to_onnx(trajectory, example, "image")
+
+
+def text_encoder_graph(states: TextStates) -> Any:
+    """The ONNX model from `input_ids` and `attention_mask` to `encoder_hidden_states`."""
+    ones = torch.ones(_EXAMPLE_BATCH, TOKENS, dtype=torch.int64)
+    return _to_onnx(states, {"input_ids": ones, "attention_mask": ones.clone()}, CONDITION[0])
+
+
+class _OneBatch(nn.Module):
+    """Tells the exporter that all inputs have one batch size; it would otherwise give each a symbol of its own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        for other in inputs[1:]:
+            torch._check(inputs[0].shape[0] == other.shape[0])
+        output: Tensor = self.module(*inputs)
+        return output
+
+
+def _to_onnx(module: nn.Module, example: Mapping[str, Tensor], output: str) -> Any:
+    for library in ("onnx", "onnxscript"):
+        require(library, "onnx")
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    with _quiet(), torch.inference_mode():
+        program = torch.onnx.export(
+            _OneBatch(module).eval(),
+            tuple(example.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(example),
+            output_names=[output],
+            dynamic_shapes=(({0: batch},) * len(example),),
+            verbose=False,
+        )
+    assert program is not None
+    return fold_constants(program.model_proto)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's notes on torchvision, on its own deprecations and on foldings it does not try."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

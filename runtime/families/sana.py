@@ -1,0 +1,95 @@
+"""Sana (arXiv 2410.10629): a linear-attention transformer on deep-compression latents, conditioned on token states.
+
+The shipped models are small members of it, with MiniLM in the place of Gemma.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Condition, Denoiser, Network
+from ..files import read_json, write_json
+from ..schedule import Schedule, prediction_from_config, schedule_from_config
+from ..text import load_text_encoder
+from . import LatentDecoder, LatentEncoder, Model, load_part
+
+
+def network_call(transformer: nn.Module) -> Network:
+    """How a `SanaTransformer2DModel` is called: `encoder_hidden_states` (B, L, D), `encoder_attention_mask` (B, L)."""
+
+    def call(x: Tensor, network_time: Tensor, condition: Condition) -> Tensor:
+        output: Tensor = transformer(
+            x,
+            encoder_hidden_states=condition["encoder_hidden_states"],
+            encoder_attention_mask=condition["encoder_attention_mask"],
+            timestep=network_time,
+            return_dict=False,
+        )[0]
+        return output
+
+    return call
+
+
+def load(directory: Path, device: torch.device) -> Model:
+    """Open a directory whose `model_index.json` names `SanaPipeline`."""
+    from diffusers import AutoencoderDC, SanaTransformer2DModel
+
+    scheduler = read_json(directory / "scheduler" / "scheduler_config.json")
+    transformer = load_part(SanaTransformer2DModel, directory / "transformer", device)
+    vae = load_part(AutoencoderDC, directory / "vae", device)
+    return assemble(transformer, vae, schedule_from_config(scheduler), prediction_from_config(scheduler))
+
+
+def assemble(transformer: Any, vae: Any, schedule: Schedule, prediction: str) -> Model:
+    """A model from its loaded parts."""
+    config = transformer.config
+    return Model(
+        network=transformer,
+        denoiser=Denoiser(network_call(transformer), schedule, prediction),
+        encoder=LatentEncoder(vae.encoder, vae.config.scaling_factor),
+        decoder=LatentDecoder(vae.decoder, vae.config.scaling_factor),
+        sample_shape=(config.in_channels, config.sample_size, config.sample_size),
+        load_text_encoder=load_text_encoder,
+    )
+
+
+def feature_block(transformer: Any) -> tuple[nn.Module, int]:
+    """The block at mid-depth and the width of its output, for a discriminator."""
+    blocks = transformer.transformer_blocks
+    return blocks[len(blocks) // 2], transformer.config.num_attention_heads * transformer.config.attention_head_dim
+
+
+def save(directory: Path, transformer: Any, vae: Any, steps: int | None = None) -> None:
+    """Write in float16 what stock `SanaPipeline.from_pretrained(..., text_encoder=None, tokenizer=None)` opens.
+
+    Args:
+        directory: an existing folder.
+        transformer: the denoising network.
+        vae: the `AutoencoderDC`.
+        steps: of a student; several steps re-noise in between, which diffusers calls stochastic sampling.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, __version__
+
+    transformer.half().save_pretrained(directory / "transformer")
+    vae.half().save_pretrained(directory / "vae")
+    several = steps is not None and steps > 1
+    FlowMatchEulerDiscreteScheduler(stochastic_sampling=several).save_pretrained(directory / "scheduler")
+    index = {
+        "_class_name": "SanaPipeline",
+        "_diffusers_version": __version__,
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+        "transformer": ["diffusers", "SanaTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderDC"],
+    }
+    write_json(directory / "model_index.json", index)
+
+
+def save_student(directory: Path, transformer: Any, teacher: Path, steps: int) -> None:
+    """Write a student with the decoder of the teacher's directory."""
+    from diffusers import AutoencoderDC
+
+    save(directory, transformer, load_part(AutoencoderDC, teacher / "vae", torch.device("cpu")), steps)

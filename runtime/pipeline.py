@@ -1,0 +1,215 @@
+"""`Pipeline`: prompts in, pictures out, on whichever engine is there."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from .artefact import Card, read_card
+from .engines import Arrays, Engine, Engines, open_engines
+from .engines.torch import TorchEngine
+from .errors import FewstepError
+from .families import Model, load_model
+from .noise import gaussian_noise
+from .samplers import Sampler, get_sampler
+from .schedule import uniform_times
+from .text import load_tokenizer
+from .trajectory import CONDITION, Trajectory
+
+DEFAULT_TEACHER_STEPS = 50
+MAX_BATCH = 32
+Callback = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `Pipeline.generate` returns; every sequence has one entry an image, prompt after prompt.
+
+    Args:
+        arrays: (N, H, W, 3) uint8.
+        prompts: the prompt of each image.
+        seeds: the seed that makes this image again.
+        steps: network evaluations of the sampler.
+        timings: seconds by stage: `text`, `network` (all evaluations and the decoder), `image`.
+        engine: which engine ran.
+    """
+
+    arrays: npt.NDArray[np.uint8]
+    prompts: list[str]
+    seeds: list[int]
+    steps: int
+    timings: dict[str, float]
+    engine: str
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The images as PIL."""
+        return [Image.fromarray(array) for array in self.arrays]
+
+
+class Pipeline:
+    """A teacher or a student, ready to generate.
+
+    Make one with `Pipeline.from_pretrained`.
+    """
+
+    def __init__(self, directory: Path, card: Card, engine: str, device: torch.device) -> None:
+        self.directory, self.card, self.device = directory, card, device
+        self._wanted = engine
+        self._model: Model | None = None
+        self._engines: dict[tuple[Any, ...], Engines] = {}
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, engine: str = "auto", device: str = "auto") -> "Pipeline":
+        """Open a model directory.
+
+        Args:
+            directory: what `fewstep train` wrote.
+            engine: `torch`, `onnx`, `openvino`, or `auto` for the fastest that was exported (torch when none was).
+            device: torch's device for the torch engine; `auto` takes CUDA where there is one.
+
+        Raises:
+            FewstepError: the directory is not a model, or the engine is unknown, missing or stale.
+        """
+        if engine not in ("auto", "torch", "onnx", "openvino"):
+            raise FewstepError(f"unknown engine {engine!r}: choose auto, torch, onnx or openvino")
+        card = read_card(Path(directory))
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        pipeline = cls(Path(directory), card, engine, torch.device(device))
+        if engine in ("onnx", "openvino") and card.kind != "student":
+            raise FewstepError(f"{directory} is a teacher, and only students are exported: use --engine torch")
+        pipeline._engines_for(pipeline._steps(None), card.sampler, 1.0 if card.kind == "student" else card.guidance)
+        return pipeline
+
+    @property
+    def model(self) -> Model:
+        """The torch networks, loaded when first needed."""
+        if self._model is None:
+            self._model = load_model(self.directory, self.device)
+        return self._model
+
+    @property
+    def engine_name(self) -> str:
+        """The engine that the default step count runs on."""
+        return next(iter(self._engines.values())).name
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        steps: int | None = None,
+        seed: int | Sequence[int] = 0,
+        count: int = 1,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        batch_size: int = MAX_BATCH,
+        callback: Callback | None = None,
+    ) -> Result:
+        """Generate `count` images for each prompt. One seed gives one image, whatever the batch.
+
+        Args:
+            prompt: a prompt or several.
+            steps: network evaluations; a student takes only those it was distilled for.
+            seed: of the first image of each prompt, the next ones counting up; or one seed per image.
+            count: images a prompt.
+            guidance: classifier-free guidance scale of a teacher; 1 switches it off.
+            sampler: a name in `SAMPLERS`, for a teacher.
+            batch_size: images per engine call.
+            callback: called with (images done, images in all) after each engine call.
+
+        Raises:
+            FewstepError: no prompt, a count or step count that is not possible, or a seed out of range.
+        """
+        prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(count)]
+        _check_prompts(prompts, count, batch_size)
+        seeds = _seeds(seed, count, len(prompts))
+        chosen_steps = self._steps(steps)
+        engines = self._engines_for(chosen_steps, *self._sampling(guidance, sampler))
+        timings = {"text": 0.0, "network": 0.0, "image": 0.0}
+        arrays = []
+        for start in range(0, len(prompts), batch_size):
+            chunk = slice(start, start + batch_size)
+            arrays.append(self._batch(engines, prompts[chunk], seeds[chunk], timings))
+            if callback:
+                callback(min(start + batch_size, len(prompts)), len(prompts))
+        return Result(np.concatenate(arrays), prompts, seeds, chosen_steps, timings, engines.name)
+
+    def _batch(
+        self, engines: Engines, prompts: list[str], seeds: list[int], timings: dict[str, float]
+    ) -> npt.NDArray[np.uint8]:
+        clock = [time.perf_counter()]
+        condition = self._condition(engines.text_encoder, prompts)
+        clock.append(time.perf_counter())
+        noise = np.stack([gaussian_noise(seeds, step, engines.sample_shape) for step in range(engines.draws)], axis=1)
+        image = engines.trajectory(noise=noise, **condition)["image"]
+        clock.append(time.perf_counter())
+        pixels = np.ascontiguousarray((image.transpose(0, 2, 3, 1) * 255 + 0.5).astype(np.uint8))
+        clock.append(time.perf_counter())
+        for stage, begin, end in zip(timings, clock, clock[1:], strict=False):
+            timings[stage] += end - begin
+        return pixels
+
+    def _condition(self, encoder: Engine | None, prompts: list[str]) -> Arrays:
+        if encoder is None:
+            return {name: value.numpy() for name, value in self.model.load_text_encoder()(prompts).items()}
+        tokens = {name: value.numpy() for name, value in load_tokenizer()(prompts).items()}
+        return {**encoder(**tokens), CONDITION[1]: tokens["attention_mask"]}
+
+    def _steps(self, steps: int | None) -> int:
+        known = self.card.steps
+        if steps is None:
+            return known[0] if known else DEFAULT_TEACHER_STEPS
+        if steps < 1:
+            raise FewstepError(f"{steps} steps are not possible: give at least 1")
+        if known and steps not in known:
+            counts = " or ".join(str(count) for count in known)
+            raise FewstepError(f"this student was distilled for {counts} step{'s' * (known != (1,))}, not for {steps}: use --steps {known[0]}")
+        return steps
+
+    def _sampling(self, guidance: float | None, sampler: str | None) -> tuple[str, float]:
+        if self.card.kind == "student":
+            if guidance not in (None, 1.0) or sampler not in (None, self.card.sampler):
+                raise FewstepError("a student has its guidance and sampler built in: leave both out")
+            return self.card.sampler, 1.0
+        return sampler or self.card.sampler, self.card.guidance if guidance is None else guidance
+
+    def _engines_for(self, steps: int, sampler: str, guidance: float) -> Engines:
+        key = (steps, sampler, guidance)
+        if key not in self._engines:
+            found = None
+            if self._wanted != "torch" and self.card.kind == "student":
+                found = open_engines(self.directory, self._wanted, steps, self.card.weights)
+            self._engines[key] = found or self._torch_engines(steps, get_sampler(sampler), guidance)
+        return self._engines[key]
+
+    def _torch_engines(self, steps: int, sampler: Sampler, guidance: float) -> Engines:
+        times = self.card.times.get(str(steps)) or uniform_times(steps)
+        negative = None
+        if guidance != 1:
+            negative = {name: value.to(self.device) for name, value in self.model.load_text_encoder()([""]).items()}
+        trajectory = Trajectory(self.model, sampler, times, guidance, negative)
+        engine = TorchEngine(trajectory, self.device)
+        return Engines("torch", engine, None, trajectory.draws, self.model.sample_shape)
+
+
+def _check_prompts(prompts: list[str], count: int, batch_size: int) -> None:
+    if count < 1 or batch_size < 1:
+        raise FewstepError("the count of images and the batch size must be at least 1")
+    if not prompts:
+        raise FewstepError("there is no prompt: give at least one")
+    if any(not text.strip() for text in prompts):
+        raise FewstepError("a prompt is empty: say what to draw")
+
+
+def _seeds(seed: int | Sequence[int], count: int, images: int) -> list[int]:
+    if isinstance(seed, int):
+        return [seed + index % count for index in range(images)]
+    if len(seed) != images:
+        raise FewstepError(f"{len(seed)} seeds were given for {images} images: give one each, or a single number")
+    return list(seed)

@@ -1,0 +1,68 @@
+"""A whole generation as one module: noise and condition in, image out. The torch engine runs it; exports write it as one graph."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .denoiser import Condition, DenoiserLike, GuidedDenoiser
+from .families import Model
+from .samplers import Sampler
+
+CONDITION = ("encoder_hidden_states", "encoder_attention_mask")
+"""Names of the condition's inputs, in the order of `Trajectory.forward`."""
+
+
+class Trajectory(nn.Module):
+    """All network evaluations of one generation, and the decoder.
+
+    Args:
+        model: network, decoder and schedule.
+        sampler: takes the steps.
+        times: `steps + 1` times from the noisiest down to 0.
+        guidance: classifier-free guidance scale; 1 leaves the plain denoiser.
+        negative: condition (batch 1) of the unconditional prediction, needed when `guidance` is not 1.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sampler: Sampler,
+        times: Sequence[float],
+        guidance: float = 1.0,
+        negative: Condition | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.decoder = model.network, model.decoder
+        self.sampler, self.times, self.guidance = sampler, tuple(times), guidance
+        self.denoiser: DenoiserLike = model.denoiser
+        if guidance != 1 and negative is not None:
+            self.denoiser = GuidedDenoiser(model.denoiser, guidance, negative)
+        start = torch.tensor(self.times[0], dtype=torch.float64)
+        schedule = model.denoiser.schedule
+        # Of x_T only the variance matters: 1 for variance-preserving processes and flows, sigma_max^2 + 1 for EDM.
+        self.initial_scale = math.hypot(float(schedule.alpha(start)), float(schedule.sigma(start)))
+
+    @property
+    def draws(self) -> int:
+        """How many noise draws an image takes."""
+        return self.sampler.draws(len(self.times) - 1)
+
+    def forward(self, noise: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor) -> Tensor:
+        """Generate.
+
+        Args:
+            noise: (B, draws, C, h, w) standard normal.
+            encoder_hidden_states: (B, L, D).
+            encoder_attention_mask: (B, L).
+
+        Returns:
+            Images (B, 3, H, W) in [0, 1].
+        """
+        condition = dict(zip(CONDITION, (encoder_hidden_states, encoder_attention_mask), strict=True))
+        draw = partial(noise.select, 1)
+        x_0 = self.sampler.function(self.denoiser, self.initial_scale * draw(0), self.times, condition, draw)
+        image: Tensor = self.decoder(x_0)
+        return image

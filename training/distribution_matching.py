@@ -1,0 +1,71 @@
+"""Parts of the distribution-matching family: its loss, and the discriminator on the fake network's own features."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def gradient_loss(x: Tensor, gradient: Tensor) -> Tensor:
+    """A loss whose gradient with respect to `x` is `gradient / x.numel()`: `0.5 mse(x, sg(x - gradient))`."""
+    return 0.5 * functional.mse_loss(x, (x - gradient).detach())
+
+
+class FeatureHead(nn.Module):
+    """Discriminator head of DMD2 (arXiv 2405.14867, section 4.3): features to one logit.
+
+    Args:
+        channels: of the features.
+        hidden: width of the head.
+    """
+
+    def __init__(self, channels: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, hidden, 4, stride=2, padding=1),
+            nn.GroupNorm(8, hidden),
+            nn.SiLU(),
+            nn.Conv2d(hidden, hidden, 4, stride=2, padding=1),
+            nn.GroupNorm(8, hidden),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(hidden, 1, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B,) of features (B, C, H, W) or of square token grids (B, H * W, C)."""
+        logits: Tensor = self.layers(as_map(features))
+        return logits.flatten()
+
+
+def as_map(features: Tensor) -> Tensor:
+    """Token features (B, H * W, C) of a square grid as a map (B, C, H, W); maps pass through."""
+    if features.ndim == 4:
+        return features
+    side = math.isqrt(features.shape[1])
+    return features.transpose(1, 2).reshape(len(features), -1, side, side)
+
+
+def call_with_features(block: nn.Module, call: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """Run `call`, and also return what `block` put out during it."""
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        caught.append(output if isinstance(output, Tensor) else output[0])
+
+    handle = block.register_forward_hook(catch)
+    try:
+        return call(), caught[0]
+    finally:
+        handle.remove()
+
+
+def discriminator_loss(fake: Tensor, real: Tensor) -> Tensor:
+    """`softplus(D(fake)) + softplus(-D(real))`, averaged (non-saturating GAN)."""
+    return functional.softplus(fake).mean() + functional.softplus(-real).mean()
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """`softplus(-D(fake))`, averaged."""
+    return functional.softplus(-fake).mean()

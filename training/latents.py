@@ -1,0 +1,80 @@
+"""What latent training runs on, made once: latents, caption states, the empty prompt; and the grids to watch it by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime.denoiser import Condition, DenoiserLike
+from ..runtime.families import Model
+from ..runtime.noise import gaussian_noise
+from ..runtime.samplers import get_sampler
+from .batches import LatentBatches
+from .data.packed import CaptionedImages, load_captioned_images
+from .picture import save_grid
+from .text_cache import cache_text
+
+
+@dataclass(frozen=True)
+class LatentData:
+    """Batches of latents and conditions, with what is needed to look at samples.
+
+    Args:
+        batches: latents and caption states.
+        decoder: latents to images in [0, 1].
+        negative: the empty prompt's condition, batch 1.
+        images: the pictures behind the latents.
+    """
+
+    batches: LatentBatches
+    decoder: nn.Module
+    negative: Condition
+    images: CaptionedImages
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an artefact records of the data it was trained on."""
+        return {"identity": self.images.identity, "images": len(self.images.images)}
+
+
+def load_latent_data(data: Path, model: Model, batch_size: int, seed: int, device: torch.device) -> LatentData:
+    """Encode a data set's training pictures and captions.
+
+    Raises:
+        FewstepError: the data cannot be read.
+    """
+    images = load_captioned_images(data, "train")
+    latents = encode_images(model.encoder, images.images, device)
+    encoder = model.load_text_encoder()
+    text = cache_text(images.captions, encoder, data / ".packed")
+    negative = {name: value.to(device) for name, value in encoder([""]).items()}
+    return LatentData(LatentBatches(latents, text, batch_size, seed, device), model.decoder, negative, images)
+
+
+@torch.inference_mode()
+def encode_images(encoder: nn.Module, images: Tensor, device: torch.device, batch_size: int = 64) -> Tensor:
+    """Latents (N, C, h, w), float32 on the CPU, of images (N, 3, H, W) uint8."""
+    chunks = torch.split(images, batch_size)
+    return torch.cat([encoder(chunk.to(device).float() / 255).float().cpu() for chunk in chunks])
+
+
+@torch.inference_mode()
+def show_samples(
+    denoiser: DenoiserLike, sampler: str, times: Sequence[float], data: LatentData, path: Path, count: int = 16
+) -> None:
+    """Write a grid: real pictures spread over the data, and under each what `denoiser` makes of its caption."""
+    batches = data.batches
+    chosen = torch.linspace(0, len(batches.latents) - 1, count).long()
+    condition = {
+        name: value.to(batches.device) for name, value in batches.text.condition(chosen, torch.zeros(count)).items()
+    }
+
+    def noise(step: int) -> Tensor:
+        return torch.from_numpy(gaussian_noise(range(count), step, batches.latents.shape[1:])).to(batches.device)
+
+    latents = get_sampler(sampler).function(denoiser, noise(0), times, condition, noise)
+    real = data.images.images[chosen].float() / 127.5 - 1
+    save_grid(torch.cat([real, data.decoder(latents).float().cpu() * 2 - 1]), path, columns=count)
