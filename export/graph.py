@@ -28,7 +28,11 @@ class TextStates(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Token ids and mask, each (B, L), to token states (B, L, D)."""
-        states: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        # One sentence has token type 0 throughout; left out, it would be gathered from a table by operators that do not fold.
+        types = torch.zeros_like(input_ids)
+        states: Tensor = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=types
+        ).last_hidden_state
         return states
 
 

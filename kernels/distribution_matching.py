@@ -28,11 +28,10 @@ def distribution_matching_gradient(x: Tensor, mu_fake: Tensor, mu_real: Tensor) 
 
 def distribution_matching_gradient_reference(x: Tensor, mu_fake: Tensor, mu_real: Tensor) -> Tensor:
     """The same in plain torch; half precision is computed in float32."""
-    wide_x, wide_fake, wide_real = (
-        value.to(torch.promote_types(value.dtype, torch.float32)) for value in (x, mu_fake, mu_real)
-    )
-    scale = (wide_x - wide_real).abs().mean(dim=tuple(range(1, x.ndim)), keepdim=True)
-    gradient = ((wide_fake - wide_real) / scale).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    offset = x.to(wide) - mu_real.to(wide)
+    scale = offset.abs().mean(dim=tuple(range(1, x.ndim)), keepdim=True)
+    gradient = ((mu_fake.to(wide) - mu_real.to(wide)) / scale).to(x.dtype)
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
 

@@ -17,8 +17,8 @@ def launch(x: Tensor, mu_fake: Tensor, mu_real: Tensor) -> Tensor:
     return gradient
 
 
-@triton.jit
-def kernel(x_pointer, mu_fake_pointer, mu_real_pointer, gradient_pointer, size, BLOCK: tl.constexpr):  # type: ignore
+@triton.jit  # type: ignore[untyped-decorator]
+def kernel(x_pointer, mu_fake_pointer, mu_real_pointer, gradient_pointer, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Gradient of sample `program_id`, whose `size` numbers are contiguous; sums and quotients are float32."""
     start = tl.program_id(0).to(tl.int64) * size
     total = tl.zeros([BLOCK], tl.float32)

@@ -43,8 +43,9 @@ def as_map(features: Tensor) -> Tensor:
     """Token features (B, H * W, C) of a square grid as a map (B, C, H, W); maps pass through."""
     if features.ndim == 4:
         return features
-    side = math.isqrt(features.shape[1])
-    return features.transpose(1, 2).reshape(len(features), -1, side, side)
+    batch, tokens, channels = features.shape
+    side = math.isqrt(tokens)
+    return features.transpose(1, 2).reshape(batch, channels, side, side)
 
 
 def call_with_features(block: nn.Module, call: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ Report = Callable[[int, dict[str, float]], None]
 
 @contextmanager
 def training_progress(fraction: Callable[[], float]) -> Iterator[Report]:
-    """Show a bar that follows `fraction()`, in [0, 1]; the yielded function gives it the step and the logged scalars."""
+    """Show a bar that follows `fraction()`, in [0, 1]; the yielded function gives it the step and logged scalars."""
     share, losses = TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}")
     columns = (BarColumn(), share, TimeElapsedColumn(), TimeRemainingColumn(), losses)
     with Progress(*columns, refresh_per_second=1) as progress:

@@ -25,6 +25,7 @@ def train_autoencoder(
         FewstepError: the data cannot be read, or the loss diverges.
     """
     images = load_captioned_images(data, "train")
+    held_out = load_captioned_images(data, "validation").images
     torch.manual_seed(trainer.seed)
     fresh = build_autoencoder(config).to(device)
     batches = ImageBatches(images.images, batch_size, trainer.seed, device)
@@ -32,7 +33,6 @@ def train_autoencoder(
     encoder = LatentEncoder(vae.encoder, 1.0)
     vae.register_to_config(scaling_factor=float(1 / encode_images(encoder, images.images, device).std()))
 
-    held_out = load_captioned_images(data, "validation").images
     with torch.inference_mode():
         decoded = LatentDecoder(vae.decoder, 1.0)(encode_images(encoder, held_out, device).to(device)).cpu() * 2 - 1
     original = held_out.float() / 127.5 - 1

@@ -1,10 +1,12 @@
 """The one training loop: phases, precision, learning rate, EMA, checkpoints, curve.
 
-A method says what is trained and on which loss (`Phase`); everything that has nothing to do with the method happens here. All
-randomness of a step is derived from (seed, step, phase), so a run that was interrupted goes on exactly where its checkpoint stands.
+A method says what is trained and on which loss (`Phase`); everything that has nothing to do with the method happens
+here. All randomness of a step is derived from (seed, step, phase), so a run that was interrupted goes on exactly where
+its checkpoint stands.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -60,7 +62,8 @@ class TrainerConfig:
 
     Args:
         iterations: at most this many.
-        minutes: stop, with the rate decayed to zero, when this much training time is spent (resumed time included); 0: no limit.
+        minutes: stop, with the rate decayed to zero, when this much training time is spent (resumed time included);
+            0: no limit.
         seed: of everything random.
         warmup: iterations over which the rate rises from 0.
         decay: the share of the run, at its end, over which the rate falls linearly to 0.
@@ -141,22 +144,23 @@ class _Trainer(Generic[Batch]):
 
     def run(self, on_checkpoint: Callable[[nn.Module, int], None] | None) -> nn.Module:
         config, progress = self.config, self.progress
-        last_saved = started = time.monotonic() - progress.seconds
-        last_saved += progress.seconds
+        last_saved = time.monotonic()
+        started = last_saved - progress.seconds
+        metrics: dict[str, Tensor] = {}  # of each phase's last turn: phases that rest keep theirs
         with training_progress(lambda: progress.fraction(config)) as report:
             while progress.fraction(config) < 1:
-                metrics = self._iteration()
+                metrics |= self._iteration()
                 progress.step += 1
                 progress.seconds = time.monotonic() - started
                 if progress.step % config.log_every == 0:
                     self._log(metrics)
                     report(progress.step, progress.curve[-1])
                 if time.monotonic() - last_saved > 60 * config.checkpoint_minutes:
-                    self._save()
+                    self._save(metrics)
                     if on_checkpoint:
                         on_checkpoint(self.ema.module, progress.step)
                     last_saved = time.monotonic()
-        self._save()
+        self._save(metrics)
         self.exported.load_state_dict(self.ema.module.state_dict())
         return self.exported
 
@@ -171,7 +175,7 @@ class _Trainer(Generic[Batch]):
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate * rate
             generator = step_generator(self.config.seed, self.progress.step, index, self.accelerator.device)
-            # On CPU the fused attention's backward is several times slower than the plain one; on CUDA the choice stays torch's.
+            # On CPU the fused attention's backward is several times slower than the plain one; on CUDA torch chooses.
             cpu = self.accelerator.device.type == "cpu"
             with self.accelerator.autocast(), sdpa_kernel([SDPBackend.MATH] if cpu else _ALL_BACKENDS):
                 loss, logged = phase.loss(self.batches(self.progress.step, index), generator)
@@ -181,7 +185,7 @@ class _Trainer(Generic[Batch]):
             optimizer.zero_grad(set_to_none=True)
             metrics |= {f"{phase.name}/loss": loss.detach(), f"{phase.name}/gradient_norm": norm.detach()}
             metrics |= {f"{phase.name}/{name}": value.detach() for name, value in logged.items()}
-            if phase.module is self.exported or _contains(phase.module, self.exported):
+            if _contains(phase.module, self.exported):
                 self.ema.update_parameters(self.exported)
         return metrics
 
@@ -191,15 +195,20 @@ class _Trainer(Generic[Batch]):
         return warm * min(1.0, left)
 
     def _log(self, metrics: dict[str, Tensor]) -> None:
-        point = {name: float(value) for name, value in metrics.items()}
-        if not all(value == value and abs(value) != float("inf") for value in point.values()):
-            raise FewstepError(
-                f"training diverged at step {self.progress.step} ({point}): lower the learning rate and resume; "
-                f"{self.out / 'state.pt'} holds the last good state"
-            )
+        point = self._finite(metrics)
         self.progress.curve.append({"step": self.progress.step, "seconds": round(self.progress.seconds, 1), **point})
 
-    def _save(self) -> None:
+    def _finite(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        point = {name: float(value) for name, value in metrics.items()}
+        if not all(map(math.isfinite, point.values())):
+            raise FewstepError(
+                f"training diverged at step {self.progress.step} ({point}): lower the learning rate and run it again; "
+                f"it continues from the last good checkpoint in {self.out}, or starts anew where there is none"
+            )
+        return point
+
+    def _save(self, metrics: dict[str, Tensor]) -> None:
+        self._finite(metrics)  # a diverged state must not replace the last good one
         state = {
             "config": asdict(self.config),
             "progress": asdict(self.progress),
@@ -261,7 +270,7 @@ _ALL_BACKENDS = [
 
 
 def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Exponential moving average whose memory grows with its age, so that a short run is not held back by its random start."""
+    """Exponential moving average whose memory grows with its age, so that no run is held back by its random start."""
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:

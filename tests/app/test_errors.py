@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.runtime.text import load_text_encoder
+
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -173,15 +175,20 @@ def test_training_refuses(run, pictures: Path, tmp_path: Path, arguments: str, s
     ],
 )
 def test_a_missing_library_names_its_extra(
-    student: Path, pictures: Path, tmp_path: Path, module: str, arguments: str, extra: str
+    run,
+    student: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    arguments: str,
+    extra: str,
 ) -> None:
-    places = {"student": str(student), "pictures": str(pictures)}
+    load_text_encoder.cache_clear()
+    monkeypatch.setitem(sys.modules, module, None)  # fails to import as if it were not installed
+    places = {"student": student, "pictures": pictures}
     given = [places.get(word, word.replace("{}", str(tmp_path))) for word in arguments.split()]
-    # None in sys.modules makes an import fail as that of a library which is not installed.
-    code = f"import sys; sys.modules[{module!r}] = None; from fewstep.app.cli import main; main()"
-    done = subprocess.run([sys.executable, "-P", "-c", code, *given], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f'fewstep: {module} is not installed: pip install "fewstep[{extra}]"\n'
+    assert_refused(run(*given), f'{module} is not installed: pip install "fewstep[{extra}]"')
     assert not list(tmp_path.iterdir())
 
 
@@ -193,20 +200,9 @@ def test_a_misspelt_option_is_a_usage_error(run, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_training_says_that_it_goes_on(pictures: Path, tmp_path: Path) -> None:
-    arguments = [
-        "train",
-        "autoencoder",
-        "--data",
-        pictures,
-        "--out",
-        tmp_path / "out",
-        "--device",
-        "cpu",
-        "--minutes",
-        "0",
-    ]
-    code = "from fewstep.app.cli import main; main()"
-    process = subprocess.Popen([sys.executable, "-P", "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+    program = [sys.executable, "-P", "-c", "from fewstep.app.cli import main; main()"]
+    arguments = ["train", "autoencoder", "--data", pictures, "--out", tmp_path / "out", "--minutes", "0"]
+    process = subprocess.Popen([*program, *arguments], stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "out" / "training").exists() and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

@@ -77,7 +77,7 @@ class DMD2Networks:
 
 
 def dmd2_phases(networks: DMD2Networks, config: DMD2Config) -> list[Phase[ConditionedBatch]]:
-    """The two time-scale update rule: fake score and discriminator always, the student every `student_every`-th time."""
+    """The two time-scale update rule: fake score and discriminator always, the student every `student_every`-th."""
 
     def fake(batch: ConditionedBatch, generator: torch.Generator) -> Loss:
         return fake_loss(networks, config, batch, generator)
