@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .contenders import Contender
 
 BATCHES = (1, 8)
+SCORES = ("fd", "kid", "precision", "recall", "coverage", "match_at_1", "match_style_at_1", "images")
 
 
 def bench(
@@ -25,7 +26,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each contender.")] = 10,
     count: Annotated[int, typer.Option(min=12, help="Images for the evaluation.")] = 500,
 ) -> None:
-    """Time student and teacher in turns on every engine present, with the teacher's own few-step solvers as honest baselines."""
+    """Time student and teacher in turns on every engine, beside the teacher's own few-step solvers."""
     from rich.progress import Progress
 
     from ..runtime.files import write_json
@@ -59,10 +60,11 @@ def _quality(contender: "Contender", data: Path | None, count: int) -> dict[str,
         return {}
     from ..training.evaluation.model import evaluate_model
 
+    engine = contender.pipeline.engine_name
     scores = evaluate_model(
-        contender.directory, data, "train", count, contender.steps, contender.sampler, None, 0, contender.pipeline.engine_name, 32
+        contender.directory, data, "train", count, contender.steps, contender.sampler, None, 0, engine, 32
     )
-    return {name: getattr(scores, name) for name in ("fd", "kid", "precision", "recall", "coverage", "match_at_1", "match_style_at_1", "images")}
+    return {name: getattr(scores, name) for name in SCORES}
 
 
 def _machine() -> dict[str, Any]:
@@ -70,7 +72,8 @@ def _machine() -> dict[str, Any]:
 
     from ..runtime.engines.manifest import processor
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     return {
         "processor": processor(),
         "cores": os.cpu_count(),

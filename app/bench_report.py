@@ -37,14 +37,14 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
     panels = (("fd", "FD-EffLite0 (lower is better)"), ("match_at_1", "match@1 (higher is better)"))
     for position, (name, title) in enumerate(panels, 1):
         axes = figure.add_subplot(1, 2, position)
-        for family, marker in (("ddim", "s"), ("dpm++2m", "^"), ("student", "*")):
+        for family, marker, size in (("ddim", "s", 45), ("dpm++2m", "^", 45), ("student", "*", 140)):
             chosen = [row for row in rows if family in row["label"]]
-            milliseconds = [row["milliseconds_batch_1"] for row in chosen]
             label = "student" if family == "student" else f"teacher, {family}"
-            axes.scatter(milliseconds, [row[name] for row in chosen], 140 if family == "student" else 45, marker=marker, label=label)
-            for row in chosen:
+            points = [(row["milliseconds_batch_1"], row[name]) for row in chosen]
+            axes.scatter(*zip(*points, strict=True), size, marker=marker, label=label)
+            for row, point in zip(chosen, points, strict=True):
                 note = row["label"].rsplit(", ", 1)[-1] if family == "student" else str(row["steps"])
-                axes.annotate(note, (row["milliseconds_batch_1"], row[name]), (5, 4), textcoords="offset points", fontsize=7)
+                axes.annotate(note, point, (5, 4), textcoords="offset points", fontsize=7)
         axes.set_xscale("log")
         axes.set_xlabel("milliseconds, prompt to PNG, batch 1")
         axes.set_title(title, fontsize=10)

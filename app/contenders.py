@@ -10,7 +10,8 @@ from pathlib import Path
 from ..runtime.errors import FewstepError
 from ..runtime.pipeline import DEFAULT_TEACHER_STEPS, Pipeline
 
-PROMPTS = ("a red rocket", "a yellow star", "a blue car", "a green tree", "an orange cat", "a pink heart", "a round clock", "a house")
+PROMPTS = ("red rocket", "yellow star", "blue car", "green tree", "orange cat", "pink heart", "round clock", "house")
+SAMPLER = "dpm++2m"
 BASELINE_SAMPLERS = ("ddim", "dpm++2m")
 BASELINE_STEPS = (1, 2, 4, 8)
 
@@ -42,7 +43,7 @@ class Contender:
 
 
 def contenders(student: Path, teacher: Path, engines: Sequence[str]) -> list[Contender]:
-    """The reference first (teacher, 50 steps), then the teacher's training-free few steps, then the student on every engine.
+    """The reference (teacher, 50 steps), the teacher's training-free few steps, the student on every engine.
 
     Raises:
         FewstepError: one of the directories is not a model of its kind.
@@ -50,19 +51,23 @@ def contenders(student: Path, teacher: Path, engines: Sequence[str]) -> list[Con
     slow = Pipeline.from_pretrained(teacher, "torch")
     if slow.card.kind != "teacher":
         raise FewstepError(f"{teacher} is a student: give the directory of its teacher")
-    listed = [Contender(f"teacher, {DEFAULT_TEACHER_STEPS} steps dpm++2m", teacher, slow, DEFAULT_TEACHER_STEPS, "dpm++2m")]
+    reference = f"teacher, {in_steps(DEFAULT_TEACHER_STEPS)} {SAMPLER}"
+    listed = [Contender(reference, teacher, slow, DEFAULT_TEACHER_STEPS, SAMPLER)]
     for sampler in BASELINE_SAMPLERS:
         for steps in BASELINE_STEPS:
-            plural = "s" * (steps > 1)
-            listed.append(Contender(f"teacher, {steps} step{plural} {sampler}", teacher, slow, steps, sampler))
+            listed.append(Contender(f"teacher, {in_steps(steps)} {sampler}", teacher, slow, steps, sampler))
     for engine in engines:
         quick = Pipeline.from_pretrained(student, engine)
         if quick.card.kind != "student":
             raise FewstepError(f"{student} is a teacher: give the directory of its student")
         for steps in quick.card.steps:
-            plural = "s" * (steps > 1)
-            listed.append(Contender(f"student, {steps} step{plural}, {engine}", student, quick, steps))
+            listed.append(Contender(f"student, {in_steps(steps)}, {engine}", student, quick, steps))
     return listed
+
+
+def in_steps(steps: int) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{steps} step{'s' * (steps != 1)}"
 
 
 def present_engines(student: Path) -> list[str]:
@@ -102,7 +107,7 @@ def measure(
 
 
 def _time_once(contender: Contender, batch: int, round_number: int) -> tuple[float, float]:
-    prompts = [f"{PROMPTS[index % len(PROMPTS)]} {round_number}, fluent 3d style" for index in range(batch)]
+    prompts = [f"a {PROMPTS[index % len(PROMPTS)]} {round_number}, fluent 3d style" for index in range(batch)]
     begin = time.perf_counter()
     result = contender.pipeline.generate(
         prompts, steps=contender.steps, sampler=contender.sampler, seed=max(0, round_number), batch_size=batch

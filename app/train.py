@@ -74,7 +74,7 @@ def dmd2(
     steps: Annotated[int, typer.Option(min=1, max=8, help="Network evaluations of the student.")] = 1,
     minutes: Minutes = 40,
     iterations: Iterations = 1_000_000,
-    batch_size: BatchSize = 24,
+    batch_size: BatchSize = 16,
     guidance: Annotated[
         float | None, typer.Option(help="Teacher's guidance scale; default: the teacher's own.")
     ] = None,

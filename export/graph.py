@@ -4,19 +4,36 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..runtime.denoiser import Condition
 from ..runtime.errors import require
-from ..runtime.text import TOKENS, TextEncoder
+from ..runtime.noise import gaussian_noise
+from ..runtime.text import TextEncoder
 from ..runtime.trajectory import CONDITION, Trajectory
 from .fold import fold_constants
 
 OPSET = 20
 """The first with `Gelu` as one operator; both ONNX Runtime and OpenVINO have kernels for all of it."""
-_EXAMPLE_BATCH = 3  # any size but 0 and 1, which torch.export would take for constants
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module as ONNX.
+
+    Args:
+        model: the `onnx.ModelProto`.
+        program: the torch program that it was translated from; their values have the same names.
+        example: inputs of both, by the names of the ONNX inputs, in the order of the program's.
+    """
+
+    model: Any
+    program: torch.export.ExportedProgram
+    example: Mapping[str, Tensor]
 
 
 class TextStates(nn.Module):
@@ -36,26 +53,22 @@ class TextStates(nn.Module):
         return states
 
 
-def trajectory_graph(trajectory: Trajectory, sample_shape: tuple[int, int, int], width: int) -> Any:
-    """The ONNX model from `noise`, `encoder_hidden_states` and `encoder_attention_mask` to `image`.
+def trajectory_graph(trajectory: Trajectory, sample_shape: tuple[int, int, int], condition: Condition) -> Graph:
+    """The graph from `noise`, `encoder_hidden_states` and `encoder_attention_mask` to `image`.
 
     Args:
         trajectory: on the CPU, for inference.
         sample_shape: (C, h, w) of a latent.
-        width: of a token state.
+        condition: an example of two prompts or more.
     """
-    example = {
-        "noise": torch.randn(_EXAMPLE_BATCH, trajectory.draws, *sample_shape),
-        CONDITION[0]: torch.randn(_EXAMPLE_BATCH, TOKENS, width),
-        CONDITION[1]: torch.ones(_EXAMPLE_BATCH, TOKENS, dtype=torch.int64),
-    }
-    return _to_onnx(trajectory, example, "image")
+    batch = len(condition[CONDITION[0]])
+    noise = gaussian_noise(range(batch), 0, (trajectory.draws, *sample_shape))
+    return _to_onnx(trajectory, {"noise": torch.from_numpy(noise), **condition}, "image")
 
 
-def text_encoder_graph(states: TextStates) -> Any:
-    """The ONNX model from `input_ids` and `attention_mask` to `encoder_hidden_states`."""
-    ones = torch.ones(_EXAMPLE_BATCH, TOKENS, dtype=torch.int64)
-    return _to_onnx(states, {"input_ids": ones, "attention_mask": ones.clone()}, CONDITION[0])
+def text_encoder_graph(states: TextStates, tokens: Mapping[str, Tensor]) -> Graph:
+    """The graph from `input_ids` and `attention_mask` to `encoder_hidden_states`; `tokens` are an example of two prompts or more."""
+    return _to_onnx(states, tokens, CONDITION[0])
 
 
 class _OneBatch(nn.Module):
@@ -72,7 +85,7 @@ class _OneBatch(nn.Module):
         return output
 
 
-def _to_onnx(module: nn.Module, example: Mapping[str, Tensor], output: str) -> Any:
+def _to_onnx(module: nn.Module, example: Mapping[str, Tensor], output: str) -> Graph:
     for library in ("onnx", "onnxscript"):
         require(library, "onnx")
     batch = torch.export.Dim("batch", min=1, max=1024)
@@ -87,8 +100,8 @@ def _to_onnx(module: nn.Module, example: Mapping[str, Tensor], output: str) -> A
             dynamic_shapes=(({0: batch},) * len(example),),
             verbose=False,
         )
-    assert program is not None
-    return fold_constants(program.model_proto)
+    assert program is not None and program.exported_program is not None
+    return Graph(fold_constants(program.model_proto), program.exported_program, example)
 
 
 @contextmanager

@@ -61,7 +61,9 @@ def read_card(directory: Path) -> Card:
         raise FewstepError(f"{directory / CARD} lacks or misstates {error}: make the model again") from error
     for count in card.steps:
         if len(card.times.get(str(count), [])) != count + 1:
-            raise FewstepError(f"{directory / CARD} does not give {count + 1} times for {count} steps: make the model again")
+            raise FewstepError(
+                f"{directory / CARD} does not give {count + 1} times for {count} steps: make the model again"
+            )
     return card
 
 

@@ -1,4 +1,4 @@
-"""Denoisers: the one form in which samplers, methods and exports see a network, `denoiser(x_t, t, condition) -> x_0`."""
+"""Denoisers: the form in which samplers, methods and exports see a network, `denoiser(x_t, t, condition) -> x_0`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -72,8 +72,8 @@ class Denoiser:
 class GuidedDenoiser:
     """Classifier-free guidance on `x_0` (Ho and Salimans 2022, arXiv 2207.12598): `x_u + scale * (x_c - x_u)`.
 
-    Both predictions come from one call on a doubled batch. Because `x_0` is affine in every prediction type, guiding it equals
-    guiding the network's raw output.
+    Both predictions come from one call on a doubled batch. Because `x_0` is affine in every prediction type, guiding
+    it equals guiding the network's raw output.
 
     Args:
         denoiser: the conditional denoiser.
@@ -93,7 +93,8 @@ class GuidedDenoiser:
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Predict the guided `x_0`."""
         both = {
-            name: torch.cat([self.negative[name].to(value).expand_as(value), value]) for name, value in condition.items()
+            name: torch.cat([self.negative[name].to(value).expand_as(value), value])
+            for name, value in condition.items()
         }
         doubled_time = torch.cat([t, t]) if t.ndim else t
         unconditional, conditional = self.denoiser(torch.cat([x_t, x_t]), doubled_time, both).chunk(2)
@@ -103,7 +104,8 @@ class GuidedDenoiser:
 def broadcast(value: Tensor, x: Tensor) -> Tensor:
     """Shape a () or (B,) value so that it multiplies x (B, ...).
 
-    A 0-dimensional CPU tensor is left alone: torch treats it as a number, so it neither promotes the dtype of x nor waits for a GPU.
+    A 0-dimensional CPU tensor is left alone: torch treats it as a number, so it neither promotes the dtype of x nor
+    waits for a GPU.
     """
     return value.reshape(-1, *[1] * (x.ndim - 1)).to(x) if value.ndim else value
 

@@ -16,7 +16,8 @@ from .errors import FewstepError
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary sibling of `path`; rename it into place on success, remove it on failure.
 
-    Serves files and directories alike: what the block creates at the temporary path appears at `path` whole, or not at all.
+    Serves files and directories alike: what the block creates at the temporary path appears at `path` whole, or not
+    at all.
 
     Raises:
         FewstepError: the parent folder cannot be written.

@@ -1,5 +1,6 @@
 """`Pipeline`: prompts in, pictures out, on whichever engine is there."""
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from .engines import Arrays, Engine, Engines, open_engines
 from .engines.torch import TorchEngine
 from .errors import FewstepError
 from .families import Model, load_model
+from .files import atomic_path
 from .noise import gaussian_noise
 from .samplers import Sampler, get_sampler
 from .schedule import uniform_times
@@ -24,6 +26,9 @@ from .trajectory import CONDITION, Trajectory
 
 DEFAULT_TEACHER_STEPS = 50
 MAX_BATCH = 32
+NOT_THE_MODEL = ("training", "evaluation", "engines", ".*")
+"""What lies beside a model and is not part of it."""
+
 Callback = Callable[[int, int], None]
 
 
@@ -87,6 +92,18 @@ class Pipeline:
             raise FewstepError(f"{directory} is a teacher, and only students are exported: use --engine torch")
         pipeline._engines_for(pipeline._steps(None), card.sampler, 1.0 if card.kind == "student" else card.guidance)
         return pipeline
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Copy the model, whole or not at all, without what training and export left beside it.
+
+        Raises:
+            FewstepError: the directory cannot be written, or is the model's own.
+        """
+        target = Path(directory)
+        if target.resolve() == self.directory.resolve():
+            raise FewstepError(f"{target} is where this model already lies: give another directory")
+        with atomic_path(target) as temporary:
+            shutil.copytree(self.directory, temporary, ignore=shutil.ignore_patterns(*NOT_THE_MODEL))
 
     @property
     def model(self) -> Model:
@@ -168,8 +185,8 @@ class Pipeline:
         if steps < 1:
             raise FewstepError(f"{steps} steps are not possible: give at least 1")
         if known and steps not in known:
-            counts = " or ".join(str(count) for count in known)
-            raise FewstepError(f"this student was distilled for {counts} step{'s' * (known != (1,))}, not for {steps}: use --steps {known[0]}")
+            counts = " or ".join(str(count) for count in known) + (" step" if known == (1,) else " steps")
+            raise FewstepError(f"this student was distilled for {counts}, not for {steps}: use --steps {known[0]}")
         return steps
 
     def _sampling(self, guidance: float | None, sampler: str | None) -> tuple[str, float]:

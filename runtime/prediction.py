@@ -1,7 +1,7 @@
 """Conversions between what networks predict: noise `eps`, velocity `v`, clean sample `x_0`, flow velocity.
 
-`x_t = alpha * x_0 + sigma * eps`. `alpha` and `sigma` broadcast against `x_t`; every function returns the shape of `x_t`.
-The formulas hold for any process, not only for variance-preserving ones.
+`x_t = alpha * x_0 + sigma * eps`. `alpha` and `sigma` broadcast against `x_t`; every function returns the shape of
+`x_t`. The formulas hold for any process, not only for variance-preserving ones.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,9 @@
 """Noise schedules: how much of the clean sample and how much noise `x_t` holds.
 
-Every process is `x_t = alpha(t) * x_0 + sigma(t) * eps` with one unit of time for all of them: `t` in [0, 1], where `t = 0` is the clean
-sample (`alpha = 1`, `sigma = 0` exactly) and `t = 1` the noisiest level the network was trained on. `network_time` turns `t` into the number
-that the network itself was trained with (0..999, an angle, a log-sigma), and only denoisers call it.
+Every process is `x_t = alpha(t) * x_0 + sigma(t) * eps` with one unit of time for all of them: `t` in [0, 1], where
+`t = 0` is the clean sample (`alpha = 1`, `sigma = 0` exactly) and `t = 1` the noisiest level the network was trained
+on. `network_time` turns `t` into the number that the network itself was trained with (0..999, an angle, a log-sigma),
+and only denoisers call it.
 
 All functions are elementwise, keep the dtype and device of `t`, and need no float64.
 """
@@ -48,12 +49,13 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class VP:
-    """Variance-preserving process of discrete betas (Ho et al. 2020, arXiv 2006.11239), as diffusers' schedulers hold them.
+    """Variance-preserving process of discrete betas (DDPM, arXiv 2006.11239), as diffusers' schedulers hold them.
 
     Training step `k` of `N` sits at `t = (k + 1) / N`; between the steps `log alpha` is linear in `t`.
 
     Args:
-        alphas_cumprod: (N,) cumulative products of `1 - beta`, in (0, 1], decreasing. A final zero (zero terminal SNR) is kept at `2^-24`.
+        alphas_cumprod: (N,) cumulative products of `1 - beta`, in (0, 1], decreasing. A final zero (zero terminal
+            SNR) is kept at `2^-24`.
     """
 
     alphas_cumprod: Tensor
@@ -98,7 +100,8 @@ class Flow:
     """Straight-line process of rectified flow and flow matching (arXiv 2209.03003): `alpha = 1 - s`, `sigma = s`.
 
     Args:
-        shift: `s = shift * t / (1 + (shift - 1) * t)` (Stable Diffusion 3, arXiv 2403.03206, eq. 23); 1 leaves time alone.
+        shift: `s = shift * t / (1 + (shift - 1) * t)` (Stable Diffusion 3, arXiv 2403.03206, eq. 23); 1 leaves time
+            alone.
         train_steps: the network's own time is `train_steps * s`.
     """
 
@@ -211,7 +214,9 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
         return Flow(shift=config.get("flow_shift", 1.0), train_steps=config.get("num_train_timesteps", 1000))
     if name.startswith("EDM"):
         return EDM(
-            sigma_max=config.get("sigma_max", 80.0), sigma_data=config.get("sigma_data", 0.5), rho=config.get("rho", 7.0)
+            sigma_max=config.get("sigma_max", 80.0),
+            sigma_data=config.get("sigma_data", 0.5),
+            rho=config.get("rho", 7.0),
         )
     if name.startswith(("SCM", "TrigFlow")):
         return Trig()

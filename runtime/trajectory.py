@@ -1,4 +1,7 @@
-"""A whole generation as one module: noise and condition in, image out. The torch engine runs it; exports write it as one graph."""
+"""A whole generation as one module: noise and condition in, image out.
+
+The torch engine runs it; exports write it as one graph.
+"""
 
 import math
 from collections.abc import Sequence

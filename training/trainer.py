@@ -8,7 +8,8 @@ its checkpoint stands.
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -70,7 +71,7 @@ class TrainerConfig:
         weight_decay: AdamW's.
         gradient_norm: gradients are clipped to this norm, per phase.
         ema_decay: of the exported weights' moving average.
-        precision: `no`, `bf16` or `fp16`, by accelerate.
+        precision: `no` (float32) or `bf16` (mixed, by autocast).
         checkpoint_minutes: between checkpoints.
         log_every: iterations between points of the curve.
     """
@@ -86,6 +87,10 @@ class TrainerConfig:
     precision: str = "bf16"
     checkpoint_minutes: float = 5.0
     log_every: int = 20
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("no", "bf16"):
+            raise FewstepError(f"precision {self.precision!r} is not supported in training: choose no or bf16")
 
 
 @dataclass
@@ -132,7 +137,7 @@ class _Trainer(Generic[Batch]):
         self, phases: list[Phase[Batch]], batches: Batches[Batch], exported: nn.Module, config: TrainerConfig, out: Path
     ) -> None:
         accelerate = require("accelerate", "train")
-        self.accelerator = accelerate.Accelerator(mixed_precision=config.precision, cpu=_on_cpu(exported))
+        self.accelerator = accelerate.Accelerator(cpu=_on_cpu(exported))
         self.phases, self.batches, self.exported, self.config, self.out = phases, batches, exported, config, out
         self.optimizers = [_optimizer(phase, config) for phase in phases]
         self.ema = torch.optim.swa_utils.AveragedModel(
@@ -175,9 +180,7 @@ class _Trainer(Generic[Batch]):
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate * rate
             generator = step_generator(self.config.seed, self.progress.step, index, self.accelerator.device)
-            # On CPU the fused attention's backward is several times slower than the plain one; on CUDA torch chooses.
-            cpu = self.accelerator.device.type == "cpu"
-            with self.accelerator.autocast(), sdpa_kernel([SDPBackend.MATH] if cpu else _ALL_BACKENDS):
+            with _numerics(self.accelerator.device.type, self.config.precision):
                 loss, logged = phase.loss(self.batches(self.progress.step, index), generator)
             self.accelerator.backward(loss)
             norm = self.accelerator.clip_grad_norm_(phase.module.parameters(), self.config.gradient_norm)
@@ -267,6 +270,15 @@ _ALL_BACKENDS = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.MATH,
 ]
+
+
+@contextmanager
+def _numerics(device: str, precision: str) -> Iterator[None]:
+    # On CPU the fused attention's backward is several times slower than the plain one; on CUDA torch chooses.
+    attention = [SDPBackend.MATH] if device == "cpu" else _ALL_BACKENDS
+    # Not accelerate's autocast, which allows a process one precision in its whole life.
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"), sdpa_kernel(attention):
+        yield
 
 
 def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:

@@ -1,5 +1,6 @@
-"""Engines: `engine(**named_arrays) -> named_arrays`, one file each, imported when first used."""
+"""Engines: what runs a student's graphs. One file each; `open_engines` finds those that an export left beside the student."""
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -7,27 +8,47 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import FewstepError
+from .manifest import Manifest, read_manifest, refusal
+
 Arrays = dict[str, npt.NDArray[Any]]
+"""Named arrays, batch first."""
+
+ENGINES = ("onnx", "openvino")
+"""Engines that need an export; torch runs a model directory as it is."""
+
+TRAJECTORY, TEXT_ENCODER = "trajectory", "text_encoder"
+"""Names of an export's two graphs, without the suffix."""
 
 
 class Engine(Protocol):
-    """Anything that runs a graph."""
+    """One graph, ready to run."""
 
-    name: str
+    def __call__(self, **arrays: npt.NDArray[Any]) -> Arrays:
+        """Run the graph on inputs of one batch size, by name; safe to call from several threads."""
+        ...
 
-    def __call__(self, **arrays: np.ndarray) -> Arrays:
-        """Run once on inputs by name."""
+
+class EngineModule(Protocol):
+    """What each file of this folder offers, but torch's, which needs no export."""
+
+    def load(self, folder: Path, graph: str, precision: str) -> Engine:
+        """Load `TRAJECTORY` or `TEXT_ENCODER` of an export; `FewstepError` if the library is missing."""
+        ...
+
+    def library(self) -> str:
+        """Name and version of the library, and what it runs on; `FewstepError` if it is missing."""
         ...
 
 
 @dataclass(frozen=True)
 class Engines:
-    """What one generation runs on.
+    """All that runs for one student and step count.
 
     Args:
-        name: the engine's, for people.
-        trajectory: noise and condition to `image`.
-        text_encoder: token ids to `encoder_hidden_states`; None where torch encodes the text.
+        name: `torch`, or one of `ENGINES`.
+        trajectory: noise and condition to images.
+        text_encoder: token ids to states; None leaves it to torch.
         draws: noise draws an image.
         sample_shape: (C, h, w) of one draw.
     """
@@ -38,7 +59,78 @@ class Engines:
     draws: int
     sample_shape: tuple[int, int, int]
 
+    def __call__(self, tokens: Arrays, noise: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Images from token ids and noise, by the text encoder of these engines, which must have one."""
+        assert self.text_encoder is not None
+        condition = {**self.text_encoder(**tokens), "encoder_attention_mask": tokens["attention_mask"]}
+        image: npt.NDArray[np.float32] = self.trajectory(noise=noise, **condition)["image"]
+        return image
+
+
+Found = tuple[Path, Manifest]
+"""The folder of an export and its manifest."""
+
 
 def open_engines(directory: Path, wanted: str, steps: int, weights: str) -> Engines | None:
-    """Open what was exported of a student (provisional: the exporter's author replaces this)."""
-    return None
+    """Open the fastest engine that was exported for a student, by the times measured at its export.
+
+    Args:
+        directory: the student's.
+        wanted: one of `ENGINES`, or `auto` for any, passing over what is missing or stale.
+        steps: of the trajectory.
+        weights: `Card.weights`, which the export must have been made from.
+
+    Returns:
+        The engines; None if `auto` finds none that is faster than torch.
+
+    Raises:
+        FewstepError: the wanted engine's library is missing, it was not exported for these steps, weights and this
+            machine, or its files changed.
+    """
+    if wanted == "auto":
+        usable = [found for name in ENGINES for found in _usable(directory, name, steps, weights)[0]]
+        best = min(usable, key=_relative_time, default=None)
+        return load_engines(*best) if best and _relative_time(best) < 1 else None
+    engine_module(wanted).library()
+    usable, refusals = _usable(directory, wanted, steps, weights)
+    if not usable:
+        nothing = f"{directory} has no {wanted} engine for {steps} step{'s' * (steps > 1)}"
+        reason = next(iter(refusals), nothing)
+        raise FewstepError(f"{reason}: run `fewstep export {directory} --to {wanted} --steps {steps}`")
+    return load_engines(*min(usable, key=_relative_time))
+
+
+def load_engines(folder: Path, manifest: Manifest) -> Engines:
+    """Load an export's graphs, which the caller has checked."""
+    load = engine_module(manifest.target).load
+    trajectory, text_encoder = (load(folder, graph, manifest.precision) for graph in (TRAJECTORY, TEXT_ENCODER))
+    return Engines(manifest.target, trajectory, text_encoder, manifest.draws, manifest.sample_shape)
+
+
+def engine_module(name: str) -> EngineModule:
+    """The file of one of `ENGINES`."""
+    module: Any = importlib.import_module(f".{name}", __name__)
+    engine: EngineModule = module
+    return engine
+
+
+def _usable(directory: Path, name: str, steps: int, weights: str) -> tuple[list[Found], list[str]]:
+    """Exports of one engine that may be loaded, and why the others may not."""
+    usable, refusals = [], []
+    for folder in sorted((directory / "engines").glob(f"{name}-*-{steps}step-*")):
+        try:
+            manifest = read_manifest(folder)
+            reason = refusal(folder, manifest, weights, engine_module(name).library())
+        except FewstepError as error:
+            reason = str(error)
+        if reason:
+            refusals.append(reason)
+        else:
+            usable.append((folder, manifest))
+    return usable, refusals
+
+
+def _relative_time(found: Found) -> float:
+    """Time of an image in units of torch's, both measured in turns at export: whatever else ran then cancels out."""
+    _, manifest = found
+    return manifest.milliseconds["engine"] / manifest.milliseconds["torch"]

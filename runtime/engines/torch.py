@@ -1,8 +1,8 @@
-"""The torch engine: a module, run without gradients, behind the same interface as an exported graph."""
+"""The torch engine: any module of tensors, eager, in float32."""
 
-import inspect
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -10,23 +10,19 @@ from . import Arrays
 
 
 class TorchEngine:
-    """Runs a module on named arrays.
+    """Runs a module by the names of its forward arguments.
 
     Args:
-        module: its `forward` names the inputs.
+        module: takes and returns tensors with the batch first.
         device: where it runs.
-        output: name of its only output.
+        output: name of the result.
     """
 
-    name = "torch"
-
     def __init__(self, module: nn.Module, device: torch.device, output: str = "image") -> None:
-        self.module = module.to(device).eval()
-        self.device, self.output = device, output
-        self.inputs = tuple(inspect.signature(module.forward).parameters)
+        self.module, self.device, self.output = module.to(device).eval(), device, output
 
     @torch.inference_mode()
-    def __call__(self, **arrays: np.ndarray) -> Arrays:
-        """Run once; arrays in, arrays out."""
-        tensors = [torch.from_numpy(arrays[name]).to(self.device) for name in self.inputs]
-        return {self.output: self.module(*tensors).float().cpu().numpy()}
+    def __call__(self, **arrays: npt.NDArray[Any]) -> Arrays:
+        """Run the module."""
+        tensors = {name: torch.tensor(array, device=self.device) for name, array in arrays.items()}
+        return {self.output: self.module(**tensors).cpu().numpy()}

@@ -70,11 +70,13 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of four captioned pictures, 16x16."""
+    """Captioned pictures, 16x16, four to train on and two held out."""
     folder = tmp_path_factory.mktemp("pictures")
-    for number, colour in enumerate(("red", "green", "blue", "white")):
-        Image.new("RGB", (16, 16), colour).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"a {colour} square")
+    for split, colours in (("train", ("red", "green", "blue", "white")), ("validation", ("black", "yellow"))):
+        (folder / split).mkdir()
+        for colour in colours:
+            Image.new("RGB", (16, 16), colour).save(folder / split / f"{colour}.png")
+            (folder / split / f"{colour}.txt").write_text(f"a {colour} square")
     return folder
 
 

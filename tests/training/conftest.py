@@ -48,7 +48,7 @@ class Mixture:
 
     means: Tensor = field(default_factory=lambda: torch.tensor([[1.0, 0.6], [-1.0, 0.6], [0.0, -1.1]]))
     weights: Tensor = field(default_factory=lambda: torch.tensor([0.5, 0.3, 0.2]))
-    variance: float = 0.02
+    variance: float = 0.06
     schedule: Schedule = field(default_factory=Flow)
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:

@@ -260,3 +260,23 @@ def test_unknown_or_absent_device_is_refused() -> None:
     for name in names:
         with pytest.raises(FewstepError, match=f"no device '{name}' here: use --device cpu"):
             training_device(name)
+
+
+def test_one_process_trains_in_either_precision(tmp_path: Path) -> None:
+    seen: list[torch.dtype] = []
+
+    def note(output: Tensor) -> Tensor:
+        seen.append(output.dtype)
+        return output.float().pow(2).mean()
+
+    for precision in ("bf16", "no", "bf16"):
+        phases, module = linear_phase(loss=note)
+        folder = tmp_path / str(len(seen))
+        train(phases, batches, module, replace(CONFIG, iterations=1, precision=precision), folder)
+        assert module.weight.dtype == torch.float32
+    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
+
+
+def test_unknown_precision_is_refused() -> None:
+    with pytest.raises(FewstepError, match="'fp16' is not supported in training: choose no or bf16"):
+        TrainerConfig(precision="fp16")
