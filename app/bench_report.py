@@ -41,7 +41,8 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
             chosen = [row for row in rows if family in row["label"]]
             label = "student" if family == "student" else f"teacher, {family}"
             points = [(row["milliseconds_batch_1"], row[name]) for row in chosen]
-            axes.scatter(*zip(*points, strict=True), size, marker=marker, label=label)
+            milliseconds, scores = zip(*points, strict=True)
+            axes.scatter(milliseconds, scores, size, marker=marker, label=label)
             for row, point in zip(chosen, points, strict=True):
                 note = row["label"].rsplit(", ", 1)[-1] if family == "student" else str(row["steps"])
                 axes.annotate(note, point, (5, 4), textcoords="offset points", fontsize=7)

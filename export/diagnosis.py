@@ -11,7 +11,7 @@ from ..runtime.engines import Arrays
 from .graph import Graph
 
 THRESHOLDS = {"fp32": 1e-3, "bf16": 0.1}
-"""Largest difference that passes, as a part of the value's largest magnitude: some twenty times what the precision itself costs."""
+"""Largest difference that passes, in units of the value's largest magnitude: some twenty times what rounding costs."""
 
 
 def first_difference(graph: Graph, run: Callable[[Any], Arrays], precision: str) -> str | None:

@@ -67,9 +67,10 @@ class ExportReport:
     def __str__(self) -> str:
         manifest = self.manifest
         times, worst = manifest.milliseconds, manifest.parity["worst"]
+        state = "is up to date" if self.reused else "is written"
         return (
-            f"{self.folder} {'is up to date' if self.reused else 'written'}: {times['engine']:.1f} ms an image, torch {times['torch']:.1f} ms; "
-            f"differs from torch by {worst['mean']:.2g} of 255 in the mean and {worst['psnr']:.1f} dB at worst"
+            f"{self.folder} {state}: {times['engine']:.1f} ms an image where torch takes {times['torch']:.1f} ms; "
+            f"its images differ from torch's by {worst['mean']:.2g} of 255 ({worst['psnr']:.1f} dB) at worst"
         )
 
 
@@ -78,8 +79,8 @@ def export_student(
 ) -> ExportReport:
     """Export a student as an engine beside it, `DIR/engines/<target>-<precision>-<steps>step-<key>/`.
 
-    The engine appears whole, after its images agreed with torch's, or not at all; an older one of the same target, precision and steps goes.
-    One that is there and still holds is kept as it is.
+    The engine appears whole, after its images agreed with torch's, or not at all; an older one of the same target,
+    precision and steps goes. One that is there and still holds is kept as it is.
 
     Args:
         directory: the student's.
@@ -88,7 +89,8 @@ def export_student(
         precision: None takes the target's fastest on this machine.
 
     Raises:
-        FewstepError: not a student, an unknown target, step count or precision, a library is missing, or the images differ.
+        FewstepError: not a student, an unknown target, step count or precision, a library is missing, or the images
+            differ by more than the precision allows.
     """
     card, steps, precision = _check_request(directory, target, steps, precision)
     library = engine_module(target).library()
@@ -115,14 +117,14 @@ def _check_request(directory: Path, target: str, steps: int | None, precision: s
         raise FewstepError(f"unknown export target {target!r}: choose {' or '.join(TARGETS)}")
     card = read_card(directory)
     if card.kind != "student":
-        raise FewstepError(f"{directory} is a teacher, and only students are exported: distil it with `fewstep train dmd2`")
+        raise FewstepError(f"{directory} is a teacher, and only students are exported: run `fewstep train dmd2`")
     if steps is None:
         steps = card.steps[0]
     if steps not in card.steps:
         known = " or ".join(map(str, card.steps))
         raise FewstepError(f"{directory} was distilled for {known} steps, not for {steps}: use --steps {card.steps[0]}")
     if weights_hash(directory) != card.weights:
-        raise FewstepError(f"the weights in {directory} are not those that its card names: restore them, or train it again")
+        raise FewstepError(f"the weights in {directory} are not those of its fewstep.json: restore them or train again")
     possible = TARGETS[target].precisions()
     if precision is not None and precision not in possible:
         raise FewstepError(f"{target} has no precision {precision!r} on this machine: choose {' or '.join(possible)}")
@@ -194,7 +196,7 @@ def _first_difference(graphs: Mapping[str, Graph], folder: Path, target: str, pr
 
 
 def _measure(contenders: Mapping[str, Engines], tokenize: Tokenizer) -> dict[str, float]:
-    """Median milliseconds of one image from token ids to pixels, measured in turns so that a busy moment falls on all alike."""
+    """Median milliseconds of one image from token ids to pixels, in turns: what else runs then slows all alike."""
     tokens, noise = make_inputs(tokenize, contenders["torch"], PROMPTS[:1], [0])
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(WARM_UP_RUNS + TIMED_RUNS):

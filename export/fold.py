@@ -1,8 +1,9 @@
 """Constant folding that reaches through the batch size.
 
-A trajectory's times are constants, but every network call first spreads its time over the batch; exporters and engines then compute the
-time embedding and all modulations made of it at run time, and in bf16 they lose most of the time's digits on the way. Computed here once, in
-float32 and for one image, they become constants that broadcast.
+A trajectory's times are constants, but every network call first spreads its time over the batch. Exporters and engines
+then compute the time embedding, and all modulations made of it, at run time, and in bf16 lose most of the digits of the
+time: images differed five times as much. Computed here once, in float32 for one image, they are constants that
+broadcast.
 """
 
 from typing import Any
@@ -13,8 +14,8 @@ _BROADCASTING = {"Add", "Sub", "Mul", "Div"}
 def fold_constants(model: Any) -> Any:
     """Replace what does not depend on the inputs' values by constants, and drop what nothing uses.
 
-    A value that depends on the inputs' batch size alone is computed for batch 1, and replaced only where it meets the batch in an elementwise
-    operator; the parity check compares several batch sizes.
+    A value that depends on the inputs' batch size alone is computed for batch 1, and replaced only where it meets the
+    batch in an elementwise operator; the parity check compares several batch sizes.
 
     Args:
         model: an `onnx.ModelProto` without functions or subgraphs; changed in place.
@@ -75,7 +76,7 @@ def _evaluate(model: Any, names: list[str], known: set[str]) -> dict[str, Any]:
     nodes = [node for node in graph.node if node.output[0] in known]
     outputs = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in names]
     part = helper.make_graph(nodes, "constants", list(graph.input), outputs, list(graph.initializer))
-    evaluator = ReferenceEvaluator(helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version))
+    program = helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
     inputs = {
         value.name: np.zeros(
             [dimension.dim_value or 1 for dimension in value.type.tensor_type.shape.dim],
@@ -83,11 +84,11 @@ def _evaluate(model: Any, names: list[str], known: set[str]) -> dict[str, Any]:
         )
         for value in graph.input
     }
-    return dict(zip(names, evaluator.run(names, inputs), strict=True))
+    return dict(zip(names, ReferenceEvaluator(program).run(names, inputs), strict=True))
 
 
 def _drop_unused(graph: Any) -> None:
-    """Remove unused nodes and initializers, and the notes (file paths among them) that the exporter leaves on the rest."""
+    """Remove unused nodes and initializers, and the exporter's notes on the rest, which name files of this machine."""
     used = {value.name for value in graph.output}
     kept = []
     for node in reversed(graph.node):

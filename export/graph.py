@@ -1,4 +1,4 @@
-"""A student as ONNX graphs: the whole trajectory with its decoder, and the text encoder. The batch is dynamic, all else is fixed."""
+"""A student as ONNX graphs: the whole trajectory with its decoder, and the text encoder. Only the batch is dynamic."""
 
 import logging
 import warnings
@@ -45,7 +45,7 @@ class TextStates(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Token ids and mask, each (B, L), to token states (B, L, D)."""
-        # One sentence has token type 0 throughout; left out, it would be gathered from a table by operators that do not fold.
+        # The encoder takes type 0 by default, but would gather it from a table by operators that do not fold.
         types = torch.zeros_like(input_ids)
         states: Tensor = self.encoder(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=types
@@ -67,7 +67,12 @@ def trajectory_graph(trajectory: Trajectory, sample_shape: tuple[int, int, int],
 
 
 def text_encoder_graph(states: TextStates, tokens: Mapping[str, Tensor]) -> Graph:
-    """The graph from `input_ids` and `attention_mask` to `encoder_hidden_states`; `tokens` are an example of two prompts or more."""
+    """The graph from `input_ids` and `attention_mask` to `encoder_hidden_states`.
+
+    Args:
+        states: on the CPU, for inference.
+        tokens: an example of two prompts or more.
+    """
     return _to_onnx(states, tokens, CONDITION[0])
 
 
@@ -80,7 +85,7 @@ class _OneBatch(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         for other in inputs[1:]:
-            torch._check(inputs[0].shape[0] == other.shape[0])
+            torch._check(inputs[0].shape[0] == other.shape[0])  # type: ignore[no-untyped-call]
         output: Tensor = self.module(*inputs)
         return output
 
@@ -100,7 +105,8 @@ def _to_onnx(module: nn.Module, example: Mapping[str, Tensor], output: str) -> G
             dynamic_shapes=(({0: batch},) * len(example),),
             verbose=False,
         )
-    assert program is not None and program.exported_program is not None
+    assert program is not None
+    assert program.exported_program is not None
     return Graph(fold_constants(program.model_proto), program.exported_program, example)
 
 

@@ -1,4 +1,4 @@
-"""Engines: what runs a student's graphs. One file each; `open_engines` finds those that an export left beside the student."""
+"""Engines: what runs a student's graphs, one file each; `open_engines` finds those that an export left beside it."""
 
 import importlib
 from dataclasses import dataclass

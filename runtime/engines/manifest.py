@@ -1,4 +1,4 @@
-"""What an export says of itself: `manifest.json` beside its graphs. An engine is loaded only if all of it still holds."""
+"""What an export says of itself: `manifest.json` beside its graphs. An engine is loaded only if all of it holds."""
 
 import hashlib
 import platform
@@ -102,7 +102,7 @@ def key_of(weights: str, library: str) -> str:
 
 @cache
 def processor() -> str:
-    """The CPU's name and the vector instructions that decide which kernels an engine takes; the GPU, where there is one."""
+    """The CPU's name and the vector instructions that decide on an engine's kernels; the GPU, where there is one."""
     import torch
 
     information = Path("/proc/cpuinfo")

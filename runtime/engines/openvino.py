@@ -18,8 +18,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 class OpenVinoEngine:
     """An OpenVINO graph, compiled for one image, and for any batch when first needed.
 
-    With its batch fixed, one image takes a fifth less time: shapes are known, and buffers planned, before the first
-    call.
+    With its batch fixed, one image takes a fifth less time: shapes are known, and buffers planned, beforehand.
 
     Args:
         path: the graph's `.xml` file.
@@ -50,8 +49,7 @@ class OpenVinoEngine:
         properties = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _HINTS[self._precision],
-            # As many as torch would take, so that one setting (OMP_NUM_THREADS, an affinity mask) holds for every
-            # engine.
+            # As many as torch takes, so that one setting (OMP_NUM_THREADS, an affinity mask) holds for every engine.
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
         return self._core.compile_model(model, "CPU", properties).create_infer_request()

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy
 import pytest
+from PIL import Image
+
 from fewstep.runtime.errors import FewstepError
 from fewstep.training.data.emoji import Emoji, build_emoji, captions_of, split_of
 from fewstep.training.data.emoji_styles import ALL_STYLES, PACKAGES, fetch_packages
-from PIL import Image
 
 pytest.importorskip("resvg_py")
 

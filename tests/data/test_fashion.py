@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+
 from fewstep.runtime.errors import FewstepError
 from fewstep.training.data.fashion import CLASSES, build_fashion
 from fewstep.training.data.packed import load_captioned_images

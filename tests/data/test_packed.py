@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from PIL import Image
+
 from fewstep.runtime.errors import FewstepError
 from fewstep.training.data.emoji import build_emoji
 from fewstep.training.data.packed import CaptionedImages, load_captioned_images
-from PIL import Image
 
 CAPTIONS = {"a": "a red barn", "b": "two ducks, swimming", "c": "späte Sonne"}
 
