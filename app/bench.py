@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .contenders import Contender
 
 BATCHES = (1, 8)
+PICTURES = 12
 SCORES = ("fd", "kid", "precision", "recall", "coverage", "match_at_1", "match_style_at_1", "images")
 
 
@@ -22,17 +23,22 @@ def bench(
     student: Annotated[Path, typer.Argument(help="The student's directory.")] = SHIPPED_STUDENT,
     teacher: Annotated[Path, typer.Option(help="Its teacher's directory.")] = SHIPPED_TEACHER,
     data: Annotated[Path | None, typer.Option(help="Also evaluate every contender against these pictures.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.png.")] = Path("results"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for bench.json and, with --data, the plot and the pictures.")
+    ] = Path("results"),
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each contender.")] = 10,
     count: Annotated[int, typer.Option(min=12, help="Images for the evaluation.")] = 500,
 ) -> None:
     """Time student and teacher in turns on every engine, beside the teacher's own few-step solvers."""
     from rich.progress import Progress
 
+    from ..runtime.errors import require
     from ..runtime.files import write_json
     from .bench_report import print_table, save_plot
     from .contenders import contenders, measure, present_engines
 
+    if data is not None:
+        require("matplotlib", "eval")  # for the plot, which comes last
     listed = contenders(student, teacher, present_engines(student))
     with Progress() as progress:
         task = progress.add_task("timing", total=None)
@@ -41,6 +47,7 @@ def bench(
     write_json(out / "bench.json", {"machine": _machine(), "rounds": rounds, "rows": rows})
     if data is not None:
         save_plot(rows, out / "bench.png")
+        _save_pictures(listed[0], listed[-1], data, out / "teacher-and-student.png")
     print_table(rows)
 
 
@@ -65,6 +72,22 @@ def _quality(contender: "Contender", data: Path | None, count: int) -> dict[str,
         contender.directory, data, "train", count, contender.steps, contender.sampler, None, 0, engine, 32
     )
     return {name: getattr(scores, name) for name in SCORES}
+
+
+def _save_pictures(teacher: "Contender", student: "Contender", data: Path, path: Path) -> None:
+    """The first captions of the evaluation: real pictures, the teacher's, the student's, with the same seeds."""
+    from ..training.data.packed import load_captioned_images
+    from ..training.evaluation.evaluate import prompt_positions
+    from ..training.evaluation.sheet import save_sheet
+
+    images = load_captioned_images(data, "train")
+    positions = prompt_positions(len(images.captions), PICTURES)
+    captions = [images.captions[position][0] for position in positions]
+    rows = {"real": images.images[positions].permute(0, 2, 3, 1).numpy()}
+    for contender in (teacher, student):
+        result = contender.pipeline.generate(captions, contender.steps, range(PICTURES), sampler=contender.sampler)
+        rows[contender.label] = result.arrays
+    save_sheet(rows, captions, path)
 
 
 def _machine() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..runtime.engines import ENGINES
 from ..runtime.errors import FewstepError
 from ..runtime.pipeline import DEFAULT_TEACHER_STEPS, Pipeline
 
@@ -73,7 +74,7 @@ def in_steps(steps: int) -> str:
 def present_engines(student: Path) -> list[str]:
     """Torch, and every engine that the student was exported to and that can be opened here."""
     usable = ["torch"]
-    for engine in ("onnx", "openvino"):
+    for engine in ENGINES:
         try:
             Pipeline.from_pretrained(student, engine)
         except FewstepError:

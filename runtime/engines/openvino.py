@@ -37,7 +37,8 @@ class OpenVinoEngine:
             request = self._one_image if len(next(iter(arrays.values()))) == 1 else self._any_batch
             # The results are copied, because the next call writes over the request's memory; the inputs need not be.
             results = request.infer(arrays, share_inputs=True, share_outputs=False)
-            return {output.any_name: results[output] for output in request.model_outputs}
+            # By position: compiling gives an output the names of all that was fused into it.
+            return {name: results[index] for index, value in enumerate(self._model.outputs) for name in value.names}
 
     @cached_property
     def _any_batch(self) -> Any:

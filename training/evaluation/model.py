@@ -103,7 +103,8 @@ def _save_first(data: CaptionedImages, results: Sequence[Result], count: int, pa
     positions = prompt_positions(len(data.captions), count)[:SHEET_IMAGES]
     generated = np.concatenate([result.arrays for result in results])[: len(positions)]
     real = data.images[positions].permute(0, 2, 3, 1).numpy()
-    save_sheet(real, generated, [data.captions[position][0] for position in positions], path)
+    captions = [data.captions[position][0] for position in positions]
+    save_sheet({"real": real, "generated": generated}, captions, path)
 
 
 @contextmanager

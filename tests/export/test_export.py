@@ -1,0 +1,170 @@
+"""Export keeps an engine only if it is right, says why if it is not, and does nothing twice."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.export.export import TARGETS, export_student
+from fewstep.export.graph import Graph, trajectory_graph
+from fewstep.export.parity import Difference, difference, within
+from fewstep.runtime.engines.onnx import OnnxEngine
+from fewstep.runtime.errors import FewstepError
+from fewstep.runtime.families import load_model
+from fewstep.runtime.samplers import get_sampler
+from fewstep.runtime.schedule import uniform_times
+from fewstep.runtime.trajectory import Trajectory
+
+from .conftest import OLDER, copy
+
+
+def engines_of(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / "engines").glob("*"))
+
+
+def test_each_export_stands_alone_in_its_folder(exported: Path) -> None:
+    onnx, openvino = engines_of(exported)
+    assert onnx.startswith("onnx-fp32-1step-")
+    assert onnx != OLDER
+    assert openvino.startswith(("openvino-bf16-1step-", "openvino-fp32-1step-"))
+    for folder in (onnx, openvino):
+        manifest = json.loads((exported / "engines" / folder / "manifest.json").read_text(encoding="utf-8"))
+        written = {path.name for path in (exported / "engines" / folder).iterdir()}
+        assert set(manifest["files"]) | {"manifest.json"} == written
+        assert manifest["parity"]["images"] == 12
+        assert manifest["milliseconds"]["engine"] > 0
+
+
+def test_exporting_again_keeps_what_still_holds(exported: Path) -> None:
+    folder = exported / "engines" / engines_of(exported)[0]
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    report = export_student(exported, "onnx")
+    assert report.reused
+    assert "is up to date" in str(report)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def damage(write: Callable[[Any, Path, str, str], None]) -> Callable[[Any, Path, str, str], None]:
+    """A target that gets one weight wrong."""
+
+    def damaged(graph: Any, folder: Path, name: str, precision: str) -> None:
+        from onnx import ModelProto, numpy_helper
+
+        changed = ModelProto()
+        changed.CopyFrom(graph)
+        for tensor in changed.graph.initializer:
+            if tensor.name.endswith("ff.conv_depth.weight"):
+                tensor.CopyFrom(numpy_helper.from_array(3 * numpy_helper.to_array(tensor), tensor.name))
+        write(changed, folder, name, precision)
+
+    return damaged
+
+
+def test_a_wrong_engine_is_refused_by_name_and_leaves_nothing(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript")
+    directory = copy(student, tmp_path / "student")
+    before = sorted(directory.rglob("*"))
+    monkeypatch.setitem(TARGETS, "onnx", replace(TARGETS["onnx"], write=damage(TARGETS["onnx"].write)))
+    sentence = r"onnx in fp32 does not draw what torch draws: .*seed .*dB.*first value to differ is .*\.ff\.conv_depth$"
+    with pytest.raises(FewstepError, match=sentence):
+        export_student(directory, "onnx")
+    assert sorted(directory.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("target", "steps", "precision", "sentence"),
+    [
+        ("tflite", None, None, "unknown export target 'tflite': choose onnx or openvino"),
+        ("onnx", 3, None, "was distilled for 1 or 2 steps, not for 3"),
+        ("onnx", None, "int4", "onnx has no precision 'int4' on this machine: choose fp32"),
+    ],
+)
+def test_impossible_requests_are_refused(
+    student: Path, target: str, steps: int | None, precision: str | None, sentence: str
+) -> None:
+    with pytest.raises(FewstepError, match=sentence):
+        export_student(student, target, steps, precision)
+    assert not (student / "engines").exists()
+
+
+def test_a_teacher_is_refused(teacher: Path) -> None:
+    with pytest.raises(FewstepError, match="is a teacher, and only students are exported"):
+        export_student(teacher, "onnx")
+
+
+def test_weights_that_are_not_the_cards_are_refused(student: Path, tmp_path: Path) -> None:
+    directory = copy(student, tmp_path / "student")
+    config = directory / "transformer" / "config.json"
+    content = config.read_text(encoding="utf-8")
+    config.unlink()
+    config.write_text(content + " ", encoding="utf-8")
+    with pytest.raises(FewstepError, match=r"are not those of its fewstep\.json"):
+        export_student(directory, "onnx")
+
+
+@pytest.fixture(scope="module")
+def two_steps(student: Path) -> tuple[Trajectory, Graph]:
+    pytest.importorskip("onnxscript")
+    model = load_model(student, torch.device("cpu"))
+    trajectory = Trajectory(model, get_sampler("consistency"), uniform_times(2))
+    condition = {
+        "encoder_hidden_states": torch.randn(2, 24, 384),
+        "encoder_attention_mask": torch.ones(2, 24, dtype=torch.int64),
+    }
+    return trajectory, trajectory_graph(trajectory, model.sample_shape, condition)
+
+
+def test_a_graph_holds_all_steps(two_steps: tuple[Trajectory, Graph], tmp_path: Path) -> None:
+    trajectory, graph = two_steps
+    assert trajectory.draws == 2
+    TARGETS["onnx"].write(graph.model, tmp_path, "graph", "fp32")
+    noise = torch.randn(5, 2, 4, 4, 4)
+    condition = {
+        "encoder_hidden_states": torch.randn(5, 24, 384),
+        "encoder_attention_mask": (torch.arange(24) < torch.tensor([[2], [5], [9], [24], [1]])).long(),
+    }
+    with torch.inference_mode():
+        expected = trajectory(noise, **condition).numpy()
+    engine = OnnxEngine(tmp_path / "graph.onnx")
+    image = engine(noise=noise.numpy(), **{name: value.numpy() for name, value in condition.items()})["image"]
+    np.testing.assert_allclose(image, expected, atol=1e-5)
+
+
+def test_a_graph_computes_nothing_that_is_known_beforehand(two_steps: tuple[Trajectory, Graph]) -> None:
+    _, graph = two_steps
+    operators = {node.op_type for node in graph.model.graph.node}
+    assert operators.isdisjoint({"Sin", "Cos", "Constant"})
+    constants = {tensor.name for tensor in graph.model.graph.initializer}
+    assert not [node.name for node in graph.model.graph.node if constants.issuperset(node.input)]
+    used = {name for node in graph.model.graph.node for name in node.input}
+    assert constants <= used
+
+
+def test_a_graph_does_not_tell_where_it_was_made(two_steps: tuple[Trajectory, Graph]) -> None:
+    _, graph = two_steps
+    assert b".py" not in graph.model.SerializeToString()
+
+
+def test_differences_are_in_units_of_a_byte() -> None:
+    black = np.zeros((3, 4, 4), np.float32)
+    white = np.ones_like(black)
+    assert difference(white, black) == Difference(255.0, 255.0, 0.0)
+    assert difference(black, black) == Difference(0.0, 0.0, 200.0)
+    one_pixel = black.copy()
+    one_pixel[:, 0, 0] = 0.1
+    found = difference(one_pixel, black)
+    np.testing.assert_allclose(
+        [found.maximum, found.mean, found.psnr], [25.5, 25.5 / 16, 20 + 10 * np.log10(16)], rtol=1e-6
+    )
+
+
+def test_not_a_number_is_never_within_tolerance() -> None:
+    image = np.full((3, 4, 4), np.nan, np.float32)
+    assert not within(difference(image, np.zeros_like(image)), Difference(255.0, 255.0, 0.0))
