@@ -4,15 +4,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 Row = dict[str, Any]
 
 
 def print_table(rows: Sequence[Row]) -> None:
     """Print the rows, the reference first."""
-    table = Table("model", "ms, batch 1", "faster", "engine alone", "ms, batch 8", "faster", "FD-EffLite0", "match@1")
+    table = Table(
+        Column("model", min_width=10),
+        "ms, batch 1",
+        "faster",
+        "engine alone",
+        "ms, batch 8",
+        "faster",
+        "FD-EffLite0",
+        "match@1",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for row in rows:
         table.add_row(
             row["label"],

@@ -45,6 +45,8 @@ def read_card(directory: Path) -> Card:
     """
     if not directory.is_dir():
         raise FewstepError(f"there is no model at {directory}: give the directory that `fewstep train` wrote")
+    if not (directory / CARD).is_file():
+        raise FewstepError(f"{directory} holds no {CARD}: give a directory that `fewstep train` finished writing")
     raw = read_json(directory / CARD)
     try:
         card = Card(

@@ -1,5 +1,6 @@
 """Denoisers: the form in which samplers, methods and exports see a network, `denoiser(x_t, t, condition) -> x_0`."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .prediction import TO_SAMPLE, edm_to_sample
+from .prediction import FROM_SAMPLE, TO_SAMPLE, edm_to_sample, sample_to_edm
 from .schedule import EDM, Schedule
 
 Condition = Mapping[str, Tensor]
@@ -67,6 +68,13 @@ class Denoiser:
             return edm_to_sample(output, x_t, sigma, self.schedule.sigma_data)
         return TO_SAMPLE[self.prediction](output, x_t, alpha, sigma)
 
+    def from_sample(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The raw output that `to_sample` turns into `x_0`: what training regresses; undefined where `sigma = 0`."""
+        alpha, sigma = levels(self.schedule, t, x_t)
+        if self.prediction == "edm" and isinstance(self.schedule, EDM):
+            return sample_to_edm(x_0, x_t, sigma, self.schedule.sigma_data)
+        return FROM_SAMPLE[self.prediction](x_0, x_t, alpha, sigma)
+
 
 @dataclass(frozen=True)
 class GuidedDenoiser:
@@ -119,3 +127,12 @@ def add_noise(schedule: Schedule, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor
     """`x_t = alpha(t) x_0 + sigma(t) eps`."""
     alpha, sigma = levels(schedule, t, x_0)
     return alpha * x_0 + sigma * eps
+
+
+def initial_scale(schedule: Schedule, t: float) -> float:
+    """What standard normal noise is multiplied by to make `x_T` at the first time of a trajectory.
+
+    Only the variance of `x_T` matters: 1 for variance-preserving processes and flows, `sigma_max^2 + 1` for EDM.
+    """
+    start = torch.tensor(t, dtype=torch.float64)
+    return math.hypot(float(schedule.alpha(start)), float(schedule.sigma(start)))

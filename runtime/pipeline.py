@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from .artefact import Card, read_card
-from .engines import Arrays, Engine, Engines, open_engines
+from .engines import ENGINES, Arrays, Engine, Engines, open_engines
 from .engines.torch import TorchEngine
 from .errors import FewstepError
 from .families import Model, load_model
@@ -82,13 +82,13 @@ class Pipeline:
         Raises:
             FewstepError: the directory is not a model, or the engine is unknown, missing or stale.
         """
-        if engine not in ("auto", "torch", "onnx", "openvino"):
-            raise FewstepError(f"unknown engine {engine!r}: choose auto, torch, onnx or openvino")
+        if engine not in ("auto", "torch", *ENGINES):
+            raise FewstepError(f"unknown engine {engine!r}: choose auto, torch, {' or '.join(ENGINES)}")
         card = read_card(Path(directory))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         pipeline = cls(Path(directory), card, engine, torch.device(device))
-        if engine in ("onnx", "openvino") and card.kind != "student":
+        if engine in ENGINES and card.kind != "student":
             raise FewstepError(f"{directory} is a teacher, and only students are exported: use --engine torch")
         pipeline._engines_for(pipeline._steps(None), card.sampler, 1.0 if card.kind == "student" else card.guidance)
         return pipeline

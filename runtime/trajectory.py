@@ -3,14 +3,12 @@
 The torch engine runs it; exports write it as one graph.
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
-from .denoiser import Condition, DenoiserLike, GuidedDenoiser
+from .denoiser import Condition, DenoiserLike, GuidedDenoiser, initial_scale
 from .families import Model
 from .samplers import Sampler
 
@@ -43,10 +41,7 @@ class Trajectory(nn.Module):
         self.denoiser: DenoiserLike = model.denoiser
         if guidance != 1 and negative is not None:
             self.denoiser = GuidedDenoiser(model.denoiser, guidance, negative)
-        start = torch.tensor(self.times[0], dtype=torch.float64)
-        schedule = model.denoiser.schedule
-        # Of x_T only the variance matters: 1 for variance-preserving processes and flows, sigma_max^2 + 1 for EDM.
-        self.initial_scale = math.hypot(float(schedule.alpha(start)), float(schedule.sigma(start)))
+        self.initial_scale = initial_scale(model.denoiser.schedule, self.times[0])
 
     @property
     def draws(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..runtime.denoiser import Condition, DenoiserLike
+from ..runtime.denoiser import Condition, DenoiserLike, initial_scale
 from ..runtime.families import Model
 from ..runtime.noise import gaussian_noise
 from ..runtime.samplers import get_sampler
@@ -75,6 +75,7 @@ def show_samples(
     def noise(step: int) -> Tensor:
         return torch.from_numpy(gaussian_noise(range(count), step, batches.latents.shape[1:])).to(batches.device)
 
-    latents = get_sampler(sampler).function(denoiser, noise(0), times, condition, noise)
+    x_T = initial_scale(denoiser.schedule, times[0]) * noise(0)
+    latents = get_sampler(sampler).function(denoiser, x_T, times, condition, noise)
     real = data.images.images[chosen].float() / 127.5 - 1
     save_grid(torch.cat([real, data.decoder(latents).float().cpu() * 2 - 1]), path, columns=count)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..runtime.denoiser import Condition, DenoiserLike, add_noise
+from ..runtime.denoiser import Condition, DenoiserLike, add_noise, initial_scale
 
 
 def backward_simulation(
@@ -33,7 +33,7 @@ def backward_simulation(
     """
     device = generator.device
     last = int(torch.randint(len(times) - 1, (), generator=generator, device=device))
-    x_t = torch.randn(shape, generator=generator, device=device)
+    x_t = initial_scale(student.schedule, times[0]) * torch.randn(shape, generator=generator, device=device)
     for step in range(last):
         with torch.no_grad():
             x_0 = student(x_t, torch.tensor(times[step]), condition).float()

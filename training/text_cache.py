@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..runtime.denoiser import Condition
 from ..runtime.files import atomic_path
-from ..runtime.text import TextEncoder
+from ..runtime.text import TOKENS, TextEncoder
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def cache_text(captions: Sequence[Sequence[str]], encoder: TextEncoder, folder: 
         folder: where the cache file is kept.
     """
     distinct = sorted({caption for variants in captions for caption in variants})
-    key = hashlib.sha256(json.dumps([encoder.identity, distinct]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([encoder.identity, TOKENS, distinct]).encode()).hexdigest()[:16]
     path = folder / f"text-{key}.safetensors"
     if not path.exists():
         _encode(distinct, encoder, path)

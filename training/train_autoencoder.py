@@ -12,8 +12,8 @@ from .autoencoder import AutoencoderConfig, autoencoder_phase, build_autoencoder
 from .batches import ImageBatches
 from .data.packed import load_captioned_images
 from .latents import encode_images
-from .picture import save_curves, save_grid
-from .trainer import TrainerConfig, read_curve, train
+from .picture import save_grid
+from .trainer import TrainerConfig, train
 
 
 def train_autoencoder(
@@ -39,7 +39,6 @@ def train_autoencoder(
     recipe = {"network": asdict(config), "trainer": asdict(trainer), "batch_size": batch_size}
     result = {"validation_psnr_db": float(psnr(decoded, original)), "data": images.identity, "recipe": recipe}
     write_json(out / "training" / "result.json", result)
-    save_curves(read_curve(out / "training"), out / "training" / "curve.png")
     save_grid(torch.cat([original[:16], decoded[:16]]), out / "training" / "reconstructions.png", columns=16)
     with atomic_path(out / "vae") as temporary:
         vae.half().save_pretrained(temporary)

@@ -14,8 +14,7 @@ from ..runtime.families import Model, load_part, sana
 from ..runtime.schedule import Flow, uniform_times
 from .latents import load_latent_data, show_samples
 from .methods.flow_matching import FlowMatchingConfig, flow_matching_phase
-from .picture import save_curves
-from .trainer import TrainerConfig, read_curve, train
+from .trainer import TrainerConfig, train
 
 SAMPLER = "dpm++2m"
 """The solver a teacher is shown and measured with."""
@@ -103,7 +102,6 @@ def train_teacher(
 
     trained = train([phase], latent_data.batches, network, trainer, out / "training", show)
     show(trained.eval(), 0)
-    save_curves(read_curve(out / "training"), out / "training" / "curve.png")
     recipe = {"network": asdict(config), "method": asdict(method), "trainer": asdict(trainer), "batch_size": batch_size}
     card = {
         "kind": "teacher",

@@ -7,6 +7,7 @@ its checkpoint stands.
 
 import json
 import math
+import pickle  # for the name of an error: checkpoints are read with weights_only
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..runtime.errors import FewstepError, require
 from ..runtime.files import atomic_path
+from .picture import save_curves
 from .progress import training_progress
 
 Batch = TypeVar("Batch")
@@ -119,7 +121,7 @@ def train(
         batches: gives each phase its batch.
         exported: the module whose moving average is the result.
         config: budget and optimisation.
-        out: folder for `state.pt` and `curve.jsonl`.
+        out: folder for `state.pt`, `curve.jsonl` and `curve.png`.
         on_checkpoint: called with the averaged module and the step after each checkpoint (for sample grids).
 
     Returns:
@@ -137,6 +139,7 @@ class _Trainer(Generic[Batch]):
         self, phases: list[Phase[Batch]], batches: Batches[Batch], exported: nn.Module, config: TrainerConfig, out: Path
     ) -> None:
         accelerate = require("accelerate", "train")
+        require("matplotlib", "train")  # for the curve: better missed now than at the first checkpoint
         self.accelerator = accelerate.Accelerator(cpu=_on_cpu(exported))
         self.phases, self.batches, self.exported, self.config, self.out = phases, batches, exported, config, out
         self.optimizers = [_optimizer(phase, config) for phase in phases]
@@ -223,12 +226,17 @@ class _Trainer(Generic[Batch]):
             torch.save(state, temporary)
         with atomic_path(self.out / "curve.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(point) + "\n" for point in self.progress.curve))
+        if self.progress.curve:
+            save_curves(self.progress.curve, self.out / "curve.png")
 
     def _resume(self) -> None:
         path = self.out / "state.pt"
         if not path.exists():
             return
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise FewstepError(f"{path} is damaged: remove it to begin again") from error
         if state["config"]["seed"] != self.config.seed or len(state["modules"]) != len(self.phases):
             raise FewstepError(f"{path} belongs to another run: give the same method and seed, or another --out")
         try:
@@ -244,6 +252,11 @@ class _Trainer(Generic[Batch]):
         self.progress = _Progress(**state["progress"])
 
 
+def read_curve(folder: Path) -> list[dict[str, float]]:
+    """The points that training logged into `folder`."""
+    return [json.loads(line) for line in (folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def training_device(name: str, threads: int = 0) -> torch.device:
     """The device to train on: `cpu`, `cuda`, or `auto` for CUDA where there is one; and the number of CPU threads.
 
@@ -257,11 +270,6 @@ def training_device(name: str, threads: int = 0) -> torch.device:
     if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
         raise FewstepError(f"there is no device {name!r} here: use --device cpu")
     return torch.device(name)
-
-
-def read_curve(folder: Path) -> list[dict[str, float]]:
-    """The points that training logged into `folder`."""
-    return [json.loads(line) for line in (folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 _ALL_BACKENDS = [

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...kernels.distribution_matching import distribution_matching_gradient
-from ...runtime.denoiser import Condition, Denoiser, DenoiserLike, GuidedDenoiser, add_noise, levels
-from ...runtime.prediction import FROM_SAMPLE
+from ...runtime.denoiser import Condition, Denoiser, DenoiserLike, GuidedDenoiser, add_noise
 from ..batches import ConditionedBatch
 from ..distribution_matching import (
     call_with_features,
@@ -123,7 +122,7 @@ def fake_loss(networks: DMD2Networks, config: DMD2Config, batch: ConditionedBatc
         return networks.fake.network(*networks.fake.network_input(x_t, t), condition)
 
     output, features = call_with_features(networks.feature_block, call)
-    target = FROM_SAMPLE[networks.fake.prediction](both, x_t, *levels(networks.fake.schedule, t, both))
+    target = networks.fake.from_sample(both, x_t, t)
     denoising = functional.mse_loss(output[: len(x)].float(), target[: len(x)])
     on_fake, on_real = networks.head(features).float().chunk(2)
     adversarial = discriminator_loss(on_fake, on_real)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...runtime.denoiser import Condition, Denoiser, add_noise, levels
-from ...runtime.prediction import FROM_SAMPLE
+from ...runtime.denoiser import Condition, Denoiser, add_noise
 from ..batches import ConditionedBatch
 from ..trainer import Loss, Phase
 
@@ -70,7 +69,7 @@ def denoising_loss(
     eps = torch.randn(x_0.shape, generator=generator, device=x_0.device)
     x_t = add_noise(denoiser.schedule, x_0, eps, t)
     output = denoiser.network(*denoiser.network_input(x_t, t), condition)
-    target = FROM_SAMPLE[denoiser.prediction](x_0, x_t, *levels(denoiser.schedule, t, x_0))
+    target = denoiser.from_sample(x_0, x_t, t)
     return functional.mse_loss(output.float(), target)
 
 
