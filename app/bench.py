@@ -35,11 +35,11 @@ def bench(
     from ..runtime.errors import require
     from ..runtime.files import write_json
     from .bench_report import print_table, save_plot
-    from .contenders import contenders, measure, present_engines
+    from .contenders import contenders, measure
 
     if data is not None:
         require("matplotlib", "eval")  # for the plot, which comes last
-    listed = contenders(student, teacher, present_engines(student))
+    listed = contenders(student, teacher)
     with Progress() as progress:
         task = progress.add_task("timing", total=None)
         measure(listed, BATCHES, rounds, lambda done, total: progress.update(task, completed=done, total=total))

@@ -4,10 +4,12 @@ import io
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..runtime.engines import ENGINES
+from ..runtime.artefact import read_card
+from ..runtime.engines import ENGINES, open_engines
 from ..runtime.errors import FewstepError
 from ..runtime.pipeline import DEFAULT_TEACHER_STEPS, Pipeline
 
@@ -43,7 +45,7 @@ class Contender:
         return 1000 * statistics.median(end_to_end), 1000 * statistics.median(engine)
 
 
-def contenders(student: Path, teacher: Path, engines: Sequence[str]) -> list[Contender]:
+def contenders(student: Path, teacher: Path) -> list[Contender]:
     """The reference (teacher, 50 steps), the teacher's training-free few steps, the student on every engine.
 
     Raises:
@@ -57,12 +59,9 @@ def contenders(student: Path, teacher: Path, engines: Sequence[str]) -> list[Con
     for sampler in BASELINE_SAMPLERS:
         for steps in BASELINE_STEPS:
             listed.append(Contender(f"teacher, {in_steps(steps)} {sampler}", teacher, slow, steps, sampler))
-    for engine in engines:
+    for engine, steps in present_engines(student):
         quick = Pipeline.from_pretrained(student, engine)
-        if quick.card.kind != "student":
-            raise FewstepError(f"{student} is a teacher: give the directory of its student")
-        for steps in quick.card.steps:
-            listed.append(Contender(f"student, {in_steps(steps)}, {engine}", student, quick, steps))
+        listed.append(Contender(f"student, {in_steps(steps)}, {engine}", student, quick, steps))
     return listed
 
 
@@ -71,15 +70,21 @@ def in_steps(steps: int) -> str:
     return f"{steps} step{'s' * (steps != 1)}"
 
 
-def present_engines(student: Path) -> list[str]:
-    """Torch, and every engine that the student was exported to and that can be opened here."""
-    usable = ["torch"]
+def present_engines(student: Path) -> list[tuple[str, int]]:
+    """Torch, and every engine that the student was exported to and that can be opened here, with its step counts.
+
+    Raises:
+        FewstepError: the directory is not a student.
+    """
+    card = read_card(student)
+    if card.kind != "student":
+        raise FewstepError(f"{student} is a teacher: give the directory of its student")
+    usable = [("torch", steps) for steps in card.steps]
     for engine in ENGINES:
-        try:
-            Pipeline.from_pretrained(student, engine)
-        except FewstepError:
-            continue
-        usable.append(engine)
+        for steps in card.steps:
+            with suppress(FewstepError):
+                open_engines(student, engine, steps, card.weights)
+                usable.append((engine, steps))
     return usable
 
 
