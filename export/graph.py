@@ -104,10 +104,34 @@ def _to_onnx(module: nn.Module, example: Mapping[str, Tensor], output: str) -> G
             output_names=[output],
             dynamic_shapes=(({0: batch},) * len(example),),
             verbose=False,
+            optimize=False,
         )
-    assert program is not None
-    assert program.exported_program is not None
+        assert program is not None
+        assert program.exported_program is not None
+        _simplify(program.model)
     return Graph(fold_constants(program.model_proto), program.exported_program, example)
+
+
+def _simplify(model: Any) -> None:
+    """The exporter's own optimisation without its rewriting rules, which take two fifths of its time.
+
+    Those rules also take any constant below 1e-8 for a zero, and remove its addition: without the 1e-15 in its normaliser, Sana's linear attention
+    divides 0 by 0.
+    """
+    from onnx_ir.passes import Sequential, common
+    from onnxscript.optimizer import fold_constants_ir
+
+    common.InlinePass()(model)
+    for _ in range(2):
+        fold_constants_ir(model, onnx_shape_inference=True)
+    tidy = Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.IdentityEliminationPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+    )
+    tidy(model)
 
 
 @contextmanager
