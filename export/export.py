@@ -13,7 +13,7 @@ import torch
 
 from ..runtime.artefact import Card, read_card, weights_hash
 from ..runtime.engines import TEXT_ENCODER, TRAJECTORY, Arrays, Engines, engine_module, load_engines
-from ..runtime.engines.manifest import Manifest, key_of, processor, read_manifest, refusal, write_manifest
+from ..runtime.engines.manifest import FORMAT, Manifest, key_of, processor, read_manifest, refusal, write_manifest
 from ..runtime.engines.torch import TorchEngine
 from ..runtime.errors import FewstepError
 from ..runtime.families import Model, load_model
@@ -154,12 +154,21 @@ def _build(
     }
     for name, graph in graphs.items():
         TARGETS[target].write(graph.model, staging, name, precision)
-    files = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
-    shape = model.sample_shape
     manifest = Manifest(
-        target, precision, steps, trajectory.draws, shape, card.weights, library, processor(), files, {}, {}
+        format=FORMAT,
+        target=target,
+        precision=precision,
+        steps=steps,
+        draws=trajectory.draws,
+        sample_shape=model.sample_shape,
+        weights=card.weights,
+        library=library,
+        processor=processor(),
+        files={path.name: sha256_of(path) for path in sorted(staging.iterdir())},
+        milliseconds={},
+        parity={},
     )
-    engines, reference = load_engines(staging, manifest), _torch_engines(trajectory, states, shape)
+    engines, reference = load_engines(staging, manifest), _torch_engines(trajectory, states, model.sample_shape)
     try:
         parity = check_parity(reference, engines, encoder.tokenize, precision)
     except FewstepError as error:
@@ -167,7 +176,7 @@ def _build(
         raise FewstepError(f"{error}; the first value to differ is {place}" if place else str(error)) from error
     if torch.cuda.is_available():  # which is where the pipeline would run torch
         trajectory = _trajectory(load_model(directory, torch.device("cuda")), card, steps)
-        reference = _torch_engines(trajectory, states, shape, torch.device("cuda"))
+        reference = _torch_engines(trajectory, states, model.sample_shape, torch.device("cuda"))
     times = _measure({"engine": engines, "torch": reference}, encoder.tokenize)
     return replace(manifest, milliseconds=times, parity=asdict(parity))
 

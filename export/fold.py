@@ -27,28 +27,26 @@ def fold_constants(model: Any) -> Any:
 
     graph = model.graph
     fixed, per_image = _known_values(graph)
-    initializers = {tensor.name for tensor in graph.initializer}
-    wanted = {
-        name
-        for node in graph.node
-        if node.output[0] not in per_image
-        for name in node.input
-        if name in fixed - initializers or (name in per_image - fixed and node.op_type in _BROADCASTING)
-    }
-    values = _evaluate(model, sorted(wanted), per_image)
+    remaining = [node for node in graph.node if node.output[0] not in per_image]
+
+    def folds(node: Any, name: str) -> bool:
+        return name in fixed or (name in per_image and node.op_type in _BROADCASTING)
+
+    wanted = {name for node in remaining for name in node.input if folds(node, name)}
+    wanted -= {"", *(tensor.name for tensor in graph.initializer)}
     stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-    renamed: dict[str, str] = {}
-    for name, value in values.items():
+    constants: dict[str, str] = {}
+    for name, value in _evaluate(model, sorted(wanted), per_image).items():
+        if name not in fixed and value.dtype.kind != "f":
+            continue  # a size computed from the batch, not a value spread over it
         # Every step has its own copy of a transposed weight: one is enough.
-        renamed[name] = stored.setdefault((str(value.dtype), value.shape, value.tobytes()), name)
-        if renamed[name] == name:
-            graph.initializer.append(numpy_helper.from_array(value, f"{name}_folded"))
-    for node in graph.node:
-        if node.output[0] in per_image:
-            continue
+        constants[name] = stored.setdefault((str(value.dtype), value.shape, value.tobytes()), f"{name}_folded")
+        if constants[name] == f"{name}_folded":
+            graph.initializer.append(numpy_helper.from_array(value, constants[name]))
+    for node in remaining:
         for position, name in enumerate(node.input):
-            if name in renamed and (name in fixed or node.op_type in _BROADCASTING):
-                node.input[position] = f"{renamed[name]}_folded"
+            if name in constants and folds(node, name):
+                node.input[position] = constants[name]
     _drop_unused(graph)
     return model
 

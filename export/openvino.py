@@ -23,6 +23,6 @@ def write(graph: Any, folder: Path, name: str, precision: str) -> None:
     """
     openvino = require("openvino", "openvino")
     model = openvino.Core().read_model(graph.SerializeToString())
-    # Stored in float32 whatever the precision, which only says how the engine computes: in float16, half the size, small
-    # constants become zero, and linear attention's 1e-15 is all that stands between its normaliser and a division by it.
+    # Stored in float32 whatever the precision, which only says how the engine computes. Float16 halves the file but
+    # makes small constants zero, such as the 1e-15 that keeps linear attention from dividing 0 by 0.
     openvino.save_model(model, folder / f"{name}{SUFFIX}", compress_to_fp16=False)

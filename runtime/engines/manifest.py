@@ -13,6 +13,8 @@ from ..errors import FewstepError
 from ..files import read_json, sha256_of, write_json
 
 MANIFEST = "manifest.json"
+FORMAT = 1
+"""Raised whenever the exporter makes other graphs, or this file other fields, so that older exports are made again."""
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 
 
@@ -21,6 +23,7 @@ class Manifest:
     """An export and what it holds for.
 
     Args:
+        format: `FORMAT` when it was made.
         target: one of `engines.ENGINES`.
         precision: of the arithmetic, `fp32` or `bf16`.
         steps: network evaluations in the graph.
@@ -34,6 +37,7 @@ class Manifest:
         parity: how the images differ from torch's.
     """
 
+    format: int
     target: str
     precision: str
     steps: int
@@ -56,10 +60,12 @@ def read_manifest(folder: Path) -> Manifest:
     """Read an export's `manifest.json`.
 
     Raises:
-        FewstepError: it is missing, or not what `write_manifest` wrote.
+        FewstepError: it is missing, of another format, or not what `write_manifest` wrote.
     """
     raw = read_json(folder / MANIFEST)
     try:
+        if raw.get("format") != FORMAT:
+            raise FewstepError(f"the engine in {folder} was exported by another version of fewstep")
         channels, height, width = raw["sample_shape"]
         manifest = Manifest(**{**raw, "sample_shape": (int(channels), int(height), int(width))})
         if not all(float(manifest.milliseconds[name]) > 0 for name in ("engine", "torch")) or not manifest.files:

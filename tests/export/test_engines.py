@@ -104,6 +104,7 @@ def test_an_engine_of_other_weights_is_refused(exported: Path) -> None:
     [
         ({"library": "onnxruntime 0.1"}, "was built with onnxruntime 0.1, and this is onnxruntime"),
         ({"processor": "Z80"}, r"was built on another machine \(Z80\)"),
+        ({"format": 0}, "was exported by another version of fewstep: run `fewstep export"),
         ({"files": {}}, "lacks or misstates its times or files"),
         ({"milliseconds": {"engine": 1.0}}, "lacks or misstates 'torch'"),
         ({"steps": 2}, "lacks or misstates what its folder is named for"),
