@@ -104,7 +104,7 @@ def export_student(
             manifest = _build(staging, directory, card, target, steps, precision, library)
             write_manifest(staging, manifest)
     finally:
-        if not any(folder.parent.iterdir()):
+        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
             folder.parent.rmdir()
     for older in folder.parent.glob(f"{target}-{precision}-{steps}step-*"):
         if older != folder:
