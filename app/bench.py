@@ -4,19 +4,32 @@ import datetime
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .models import SHIPPED_STUDENT, SHIPPED_TEACHER
+from .tables import SCORES, Column, print_table
 
 if TYPE_CHECKING:
+    from ..runtime.pipeline import Pipeline
+    from ..training.evaluation.features import FeatureNetwork
+    from ..training.evaluation.split import Split
     from .contenders import Contender
 
 BATCHES = (1, 8)
 PICTURES = 12
-SCORES = ("fd", "kid", "precision", "recall", "coverage", "match_at_1", "match_style_at_1", "images")
+COLUMNS = (
+    Column("model", "label"),
+    Column("ms, batch 1", "milliseconds_batch_1", "{:.1f}"),
+    Column("faster", "speedup_batch_1", "{:.1f}x"),
+    Column("engine alone", "engine_milliseconds_batch_1", "{:.1f}"),
+    Column("ms, batch 8", "milliseconds_batch_8", "{:.1f}"),
+    Column("faster", "speedup_batch_8", "{:.1f}x"),
+    *(score for score in SCORES if score.name in ("fd", "match_at_1")),
+)
 
 
 def bench(
@@ -34,53 +47,85 @@ def bench(
 
     from ..runtime.errors import require
     from ..runtime.files import write_json
-    from .bench_report import print_table, save_plot
     from .contenders import contenders, measure
+    from .pareto import save_pareto
 
     if data is not None:
         require("matplotlib", "eval")  # for the plot, which comes last
     listed = contenders(student, teacher)
+    opened = _open_data(data, listed[0].pipeline) if data is not None else None
     with Progress() as progress:
         task = progress.add_task("timing", total=None)
         measure(listed, BATCHES, rounds, lambda done, total: progress.update(task, completed=done, total=total))
-    rows = [_row(contender, listed[0], _quality(contender, data, count)) for contender in listed]
+    rows = [_row(contender, listed[0]) for contender in listed]
+    if opened:
+        _evaluate(listed, rows, *opened, count)
+        _save_pictures(listed[0], listed[-1], opened[0], out / "teacher-and-student.png")
+        save_pareto(
+            [_point(row) for row in rows],
+            "milliseconds_batch_1",
+            "milliseconds, prompt to PNG, batch 1",
+            out / "bench.png",
+        )
     write_json(out / "bench.json", {"machine": _machine(), "rounds": rounds, "rows": rows})
-    if data is not None:
-        save_plot(rows, out / "bench.png")
-        _save_pictures(listed[0], listed[-1], data, out / "teacher-and-student.png")
-    print_table(rows)
+    print_table(COLUMNS, rows)
 
 
-def _row(contender: "Contender", reference: "Contender", quality: dict[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {"label": contender.label, "steps": contender.steps, "kind": contender.pipeline.card.kind}
+def _row(contender: "Contender", reference: "Contender") -> dict[str, Any]:
+    from ..training.evaluation.model import Setting, drawing
+
+    kind = contender.pipeline.card.kind
+    how = drawing(contender.pipeline, Setting(steps=contender.steps, sampler=contender.sampler))
+    row: dict[str, Any] = {"label": contender.label, "kind": kind, **how}
     for batch in BATCHES:
         end_to_end, engine = contender.median(batch)
         row[f"milliseconds_batch_{batch}"] = round(end_to_end, 3)
         row[f"engine_milliseconds_batch_{batch}"] = round(engine, 3)
         row[f"speedup_batch_{batch}"] = round(reference.median(batch)[0] / end_to_end, 2)
-    return row | quality
+    return row
 
 
-def _quality(contender: "Contender", data: Path | None, count: int) -> dict[str, Any]:
-    """Scores against the pictures of `data`; every engine of a student is scored through its own images."""
-    if data is None:
-        return {}
-    from ..training.evaluation.model import evaluate_model
+def _open_data(data: Path, pipeline: "Pipeline") -> tuple["Split", "FeatureNetwork"]:
+    from ..training.evaluation.features import FeatureNetwork
+    from ..training.evaluation.model import evaluation_progress
+    from ..training.evaluation.split import open_split
 
-    engine = contender.pipeline.engine_name
-    scores = evaluate_model(
-        contender.directory, data, "train", count, contender.steps, contender.sampler, None, 0, engine, 32
-    )
-    return {name: getattr(scores, name) for name in SCORES}
+    network = FeatureNetwork().to(pipeline.device)
+    with evaluation_progress() as report:
+        return open_split(data, "train", network, report), network
 
 
-def _save_pictures(teacher: "Contender", student: "Contender", data: Path, path: Path) -> None:
+def _evaluate(
+    listed: Sequence["Contender"],
+    rows: Sequence[dict[str, Any]],
+    split: "Split",
+    network: "FeatureNetwork",
+    count: int,
+) -> None:
+    """Add scores against the pictures of `split` to the rows; each engine of a student is scored by its own images."""
+    from ..training.evaluation.model import Setting, evaluate_open, evaluation_progress
+
+    names = [*(score.name for score in SCORES), "match_style_at_1", "images"]
+    for contender, row in zip(listed, rows, strict=True):
+        setting = Setting(count=count, steps=contender.steps, sampler=contender.sampler)
+        with evaluation_progress() as report:
+            entry = evaluate_open(contender.pipeline, split, network, setting, report)
+        row |= {name: entry[name] for name in names}
+
+
+def _point(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with what the plot calls it: each of the teacher's solvers by its steps, the student by its engines."""
+    student = row["kind"] == "student"
+    series = "student" if student else f"teacher, {row['sampler']}"
+    return {**row, "series": series, "note": row["engine"] if student else str(row["steps"])}
+
+
+def _save_pictures(teacher: "Contender", student: "Contender", split: "Split", path: Path) -> None:
     """The first captions of the evaluation: real pictures, the teacher's, the student's, with the same seeds."""
-    from ..training.data.packed import load_captioned_images
-    from ..training.evaluation.evaluate import prompt_positions
     from ..training.evaluation.sheet import save_sheet
+    from ..training.evaluation.split import prompt_positions
 
-    images = load_captioned_images(data, "train")
+    images = split.images
     positions = prompt_positions(len(images.captions), PICTURES)
     captions = [images.captions[position][0] for position in positions]
     rows = {"real": images.images[positions].permute(0, 2, 3, 1).numpy()}

@@ -7,7 +7,7 @@ from typing import NoReturn
 import typer
 
 from ..runtime.errors import FewstepError
-from . import bench, data, evaluate, export, generate, train
+from . import bench, data, evaluate, export, generate, ladder, report, train
 
 INTERRUPTED = 130
 """What Typer exits with after Ctrl-C."""
@@ -24,6 +24,8 @@ app.add_typer(train.app, name="train")
 app.command("export")(export.export)
 app.command("evaluate")(evaluate.evaluate)
 app.command("bench")(bench.bench)
+app.command("ladder")(ladder.ladder)
+app.command("report")(report.report)
 
 
 def main() -> None:

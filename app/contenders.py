@@ -3,15 +3,16 @@
 import io
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..runtime.artefact import read_card
-from ..runtime.engines import ENGINES, open_engines
+from ..runtime.engines import ENGINES
 from ..runtime.errors import FewstepError
 from ..runtime.pipeline import DEFAULT_TEACHER_STEPS, Pipeline
+from ..runtime.wording import in_steps
 
 PROMPTS = ("red rocket", "yellow star", "blue car", "green tree", "orange cat", "pink heart", "round clock", "house")
 SAMPLER = "dpm++2m"
@@ -25,7 +26,6 @@ class Contender:
 
     Args:
         label: for tables.
-        directory: of its model.
         pipeline: ready to generate.
         steps: network evaluations.
         sampler: None for a student's own.
@@ -33,7 +33,6 @@ class Contender:
     """
 
     label: str
-    directory: Path
     pipeline: Pipeline
     steps: int
     sampler: str | None = None
@@ -51,41 +50,42 @@ def contenders(student: Path, teacher: Path) -> list[Contender]:
     Raises:
         FewstepError: one of the directories is not a model of its kind.
     """
-    slow = Pipeline.from_pretrained(teacher, "torch")
-    if slow.card.kind != "teacher":
-        raise FewstepError(f"{teacher} is a student: give the directory of its teacher")
-    reference = f"teacher, {in_steps(DEFAULT_TEACHER_STEPS)} {SAMPLER}"
-    listed = [Contender(reference, teacher, slow, DEFAULT_TEACHER_STEPS, SAMPLER)]
-    for sampler in BASELINE_SAMPLERS:
-        for steps in BASELINE_STEPS:
-            listed.append(Contender(f"teacher, {in_steps(steps)} {sampler}", teacher, slow, steps, sampler))
-    for engine, steps in present_engines(student):
-        quick = Pipeline.from_pretrained(student, engine)
-        listed.append(Contender(f"student, {in_steps(steps)}, {engine}", student, quick, steps))
-    return listed
+    slow = open_teacher(teacher)
+    baselines = [(steps, sampler) for sampler in BASELINE_SAMPLERS for steps in BASELINE_STEPS]
+    settings = [(DEFAULT_TEACHER_STEPS, SAMPLER), *baselines]
+    listed = [Contender(f"teacher, {in_steps(steps)} {sampler}", slow, steps, sampler) for steps, sampler in settings]
+    return [*listed, *_students(student)]
 
 
-def in_steps(steps: int) -> str:
-    """`1 step`, `2 steps`."""
-    return f"{steps} step{'s' * (steps != 1)}"
-
-
-def present_engines(student: Path) -> list[tuple[str, int]]:
-    """Torch, and every engine that the student was exported to and that can be opened here, with its step counts.
+def open_teacher(directory: Path) -> Pipeline:
+    """Open a teacher.
 
     Raises:
-        FewstepError: the directory is not a student.
+        FewstepError: the directory is not a teacher.
     """
-    card = read_card(student)
+    if read_card(directory).kind != "teacher":
+        raise FewstepError(f"{directory} is a student: give the directory of its teacher")
+    return Pipeline.from_pretrained(directory, "torch")
+
+
+def _students(directory: Path) -> Iterator[Contender]:
+    """The student on torch, and on every engine that it was exported to and that runs here."""
+    card = read_card(directory)
     if card.kind != "student":
-        raise FewstepError(f"{student} is a teacher: give the directory of its student")
-    usable = [("torch", steps) for steps in card.steps]
+        raise FewstepError(f"{directory} is a teacher: give the directory of its student")
+    yield from _on_engine(directory, "torch", card.steps)
     for engine in ENGINES:
-        for steps in card.steps:
-            with suppress(FewstepError):
-                open_engines(student, engine, steps, card.weights)
-                usable.append((engine, steps))
-    return usable
+        with suppress(FewstepError):
+            yield from _on_engine(directory, engine, card.steps)
+
+
+def _on_engine(directory: Path, engine: str, counts: Sequence[int]) -> Iterator[Contender]:
+    pipeline = Pipeline.from_pretrained(directory, engine)
+    for steps in counts:
+        pipeline.generate(
+            PROMPTS[0], steps
+        )  # opens the engine for these steps, and fails if it was not exported to them
+        yield Contender(f"student, {in_steps(steps)}, {engine}", pipeline, steps)
 
 
 def measure(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.errors import FewstepError
+from ..runtime.wording import in_steps
 from .models import SHIPPED_STUDENT
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _draw(pipeline: "Pipeline", prompt: str, steps: int | None, seed: int, files
     save_images(result, files)
     seconds = (time.perf_counter() - started) / len(files)
     names = ", ".join(str(file) for file in files)
-    how = f"{pipeline.card.kind}, {result.steps} step{'s' * (result.steps != 1)}"
+    how = f"{pipeline.card.kind}, {in_steps(result.steps)}"
     typer.echo(f"{names}: {how}, {1000 * seconds:.1f} ms an image on {result.engine}")
     return seconds
 

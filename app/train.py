@@ -1,104 +1,139 @@
-"""`fewstep train`: autoencoder, teacher and students."""
+"""`fewstep train`: autoencoder, teacher and students; every option is a field of a recipe."""
 
+import argparse
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import typer
+
+from ..runtime.errors import require
+from ..training.methods import METHODS
+
+if TYPE_CHECKING:
+    import torch
 
 app = typer.Typer(
     help="Train an autoencoder, a teacher or a student; run the same command again to go on.", no_args_is_help=True
 )
+OPTIONS: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""What follows a training's name is read from the fields of its recipe."""
 
-Data = Annotated[Path, typer.Option(help="Captioned pictures: a built data set, a folder, or WebDataset shards.")]
-Out = Annotated[
-    Path, typer.Option(help="Directory to write; its folder training/ holds checkpoint, curve and samples.")
-]
-Minutes = Annotated[float, typer.Option(min=0, help="Budget of training time, resumed time included; 0: no limit.")]
-Iterations = Annotated[int, typer.Option(min=1, help="Stop after this many iterations.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Samples an iteration.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of weights, order, noise.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's choice.")]
+Recipe = TypeVar("Recipe")
 
 
-@app.command()
-def autoencoder(
-    data: Data,
-    out: Out,
-    minutes: Minutes = 15,
-    iterations: Iterations = 1_000_000,
-    batch_size: BatchSize = 16,
-    seed: Seed = 0,
-    device: Device = "auto",
-    threads: Threads = 0,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Training(Generic[Recipe]):
+    """What every training is told.
+
+    Args:
+        data: captioned pictures: a built data set, a folder, or WebDataset shards.
+        out: directory to write; its folder training/ holds checkpoint, curve and samples.
+        settings: the recipe.
+        recipe: YAML file shaped as the settings, which replaces their defaults; options win over it.
+        device: cpu, cuda, or auto.
+        threads: CPU threads; 0: torch's choice.
+    """
+
+    data: Path
+    out: Path
+    settings: Recipe
+    recipe: Path | None = None
+    device: str = "auto"
+    threads: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTraining(Training[Recipe]):
+    """Train the small autoencoder whose latents the built-in teacher works in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherTraining(Training[Recipe]):
+    """Train a text-conditional flow-matching teacher.
+
+    Args:
+        autoencoder: directory that `fewstep train autoencoder` wrote.
+    """
+
+    autoencoder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentTraining(Training[Recipe]):
+    """Distil a teacher into a student of one to eight steps.
+
+    Args:
+        teacher: directory of the teacher.
+    """
+
+    teacher: Path
+
+
+@app.command("autoencoder", context_settings=OPTIONS, add_help_option=False)
+def train_autoencoder(context: typer.Context) -> None:
     """The small autoencoder whose latents the built-in teacher works in."""
-    from ..training.autoencoder import AutoencoderConfig
+    from ..training.recipe import AutoencoderRecipe
     from ..training.train_autoencoder import train_autoencoder
-    from ..training.trainer import TrainerConfig, training_device
 
-    trainer = TrainerConfig(iterations=iterations, minutes=minutes, seed=seed, warmup=100, ema_decay=0.99)
-    train_autoencoder(data, out, AutoencoderConfig(), trainer, batch_size, training_device(device, threads))
+    given = read_options(context, AutoencoderTraining[AutoencoderRecipe], AutoencoderRecipe())
+    train_autoencoder(given.data, given.out, given.settings, device_of(given))
 
 
-@app.command()
-def teacher(
-    data: Data,
-    autoencoder: Annotated[Path, typer.Option(help="Directory that `fewstep train autoencoder` wrote.")],
-    out: Out,
-    minutes: Minutes = 60,
-    iterations: Iterations = 1_000_000,
-    batch_size: BatchSize = 32,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Peak rate of AdamW.")] = 1e-3,
-    seed: Seed = 0,
-    device: Device = "auto",
-    threads: Threads = 0,
-) -> None:
+@app.command("teacher", context_settings=OPTIONS, add_help_option=False)
+def train_teacher(context: typer.Context) -> None:
     """A text-conditional flow-matching teacher."""
-    from ..training.methods.flow_matching import FlowMatchingConfig
-    from ..training.train_teacher import TeacherConfig, train_teacher
-    from ..training.trainer import TrainerConfig, training_device
+    from ..training.recipe import TeacherRecipe
+    from ..training.train_teacher import train_teacher
 
-    trainer = TrainerConfig(iterations=iterations, minutes=minutes, seed=seed)
-    method = FlowMatchingConfig(learning_rate=learning_rate)
-    train_teacher(
-        data, autoencoder, out, TeacherConfig(), method, trainer, batch_size, training_device(device, threads)
+    given = read_options(context, TeacherTraining[TeacherRecipe], TeacherRecipe())
+    train_teacher(given.data, given.autoencoder, given.out, given.settings, device_of(given))
+
+
+def student_command(name: str) -> Callable[[typer.Context], None]:
+    """The command of one method."""
+
+    def command(context: typer.Context) -> None:
+        from ..training.methods import get_method
+        from ..training.recipe import StudentRecipe
+        from ..training.train_student import train_student
+
+        config: Any = get_method(name).Config
+        given = read_options(context, StudentTraining[StudentRecipe[config]], StudentRecipe(config()))
+        train_student(name, given.teacher, given.data, given.out, given.settings, device_of(given))
+
+    return command
+
+
+for method, summary in METHODS.items():
+    app.command(method, help=f"A student by {summary}.", context_settings=OPTIONS, add_help_option=False)(
+        student_command(method)
     )
 
 
-@app.command()
-def dmd2(
-    teacher: Annotated[Path, typer.Option(help="Directory of the teacher.")],
-    data: Data,
-    out: Out,
-    steps: Annotated[int, typer.Option(min=1, max=8, help="Network evaluations of the student.")] = 1,
-    minutes: Minutes = 40,
-    iterations: Iterations = 1_000_000,
-    batch_size: BatchSize = 16,
-    guidance: Annotated[
-        float | None, typer.Option(help="Teacher's guidance scale; default: the teacher's own.")
-    ] = None,
-    student_every: Annotated[
-        int, typer.Option(min=1, help="Fake-score updates per student update (paper: 5 to 10).")
-    ] = 2,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Of student and fake score.")] = 1e-4,
-    seed: Seed = 0,
-    device: Device = "auto",
-    threads: Threads = 0,
-) -> None:
-    """A one- to eight-step student by improved distribution matching distillation (arXiv 2405.14867)."""
-    from ..runtime.artefact import read_card
-    from ..training.methods.dmd2 import DMD2Config
-    from ..training.train_student import train_dmd2
-    from ..training.trainer import TrainerConfig, training_device
+def read_options(context: typer.Context, kind: Any, recipe: Any) -> Any:
+    """Fill a dataclass from the command line: options over `--recipe`'s file over the defaults of `recipe`.
 
-    method = DMD2Config(
-        guidance=read_card(teacher).guidance if guidance is None else guidance,
-        student_every=student_every,
-        student_learning_rate=learning_rate,
-        fake_learning_rate=learning_rate,
+    Raises:
+        FewstepError: the recipe's file cannot be read or does not fit.
+    """
+    tyro = require("tyro", "train")
+    from ..training.recipe import read_recipe
+
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--recipe", type=Path)
+    if file := finder.parse_known_args(context.args)[0].recipe:
+        recipe = read_recipe(file, recipe)
+    places = [field.name for field in fields(kind.__origin__) if field.default is MISSING and field.name != "settings"]
+    default = kind(**dict.fromkeys(places, tyro.MISSING), settings=recipe)
+    return tyro.cli(
+        kind, prog=context.command_path, args=context.args, default=default, config=(tyro.conf.OmitArgPrefixes,)
     )
-    trainer = TrainerConfig(
-        iterations=iterations, minutes=minutes, seed=seed, warmup=50, decay=0.3, ema_decay=0.995, weight_decay=0.0
-    )
-    train_dmd2(teacher, data, out, steps, method, trainer, batch_size, training_device(device, threads))
+
+
+def device_of(given: Any) -> "torch.device":
+    """The device to train on, with the number of CPU threads set."""
+    from ..training.trainer import training_device
+
+    return training_device(given.device, given.threads)

@@ -9,18 +9,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..runtime.artefact import Card, read_card, weights_hash
-from ..runtime.engines import TEXT_ENCODER, TRAJECTORY, Arrays, Engines, engine_module, load_engines
+from ..runtime.engines import TEXT_ENCODER, TRAJECTORY, Arrays, Engine, Engines, engine_module, load_engines
 from ..runtime.engines.manifest import FORMAT, Manifest, key_of, processor, read_manifest, refusal, write_manifest
 from ..runtime.engines.torch import TorchEngine
 from ..runtime.errors import FewstepError
 from ..runtime.families import Model, load_model
 from ..runtime.files import atomic_path, sha256_of
 from ..runtime.samplers import get_sampler
-from ..runtime.text import Tokenizer
-from ..runtime.trajectory import CONDITION, Trajectory
+from ..runtime.text import CONDITION, TextEncoder, Tokenizer
+from ..runtime.trajectory import Trajectory
 from . import onnx, openvino
 from .diagnosis import first_difference
 from .graph import Graph, TextStates, text_encoder_graph, trajectory_graph
@@ -94,8 +96,8 @@ def export_student(
     """
     card, steps, precision = _check_request(directory, target, steps, precision)
     library = engine_module(target).library()
-    folder = directory / "engines" / f"{target}-{precision}-{steps}step-{key_of(card.weights, library)}"
-    kept = _still_good(folder, card, library)
+    folder = directory / "engines" / f"{target}-{precision}-{steps}step-{key_of(card.engine_key(steps), library)}"
+    kept = _still_good(folder, card.engine_key(steps), library)
     if kept:
         return ExportReport(folder, kept, reused=True)
     try:
@@ -131,14 +133,14 @@ def _check_request(directory: Path, target: str, steps: int | None, precision: s
     return card, steps, precision or possible[0]
 
 
-def _still_good(folder: Path, card: Card, library: str) -> Manifest | None:
+def _still_good(folder: Path, key: str, library: str) -> Manifest | None:
     if not folder.is_dir():
         return None
     try:
         manifest = read_manifest(folder)
     except FewstepError:
         return None
-    return None if refusal(folder, manifest, card.weights, library) else manifest
+    return None if refusal(folder, manifest, key, library) else manifest
 
 
 def _build(
@@ -147,10 +149,15 @@ def _build(
     """Write the graphs, and measure what they draw and how fast."""
     model = load_model(directory, CPU)
     encoder = model.load_text_encoder()
+    if not isinstance(encoder, TextEncoder):
+        raise FewstepError(f"{directory} has text encoders of its own, and only the built-in one can be exported")
     trajectory, states = _trajectory(model, card, steps), TextStates(encoder)
+    condition = encoder(PROMPTS)
+    if card.guidance_range:
+        condition["guidance"] = torch.full((len(PROMPTS),), card.guidance)
     graphs = {
         TEXT_ENCODER: text_encoder_graph(states, encoder.tokenize(PROMPTS)),
-        TRAJECTORY: trajectory_graph(trajectory, model.sample_shape, encoder(PROMPTS)),
+        TRAJECTORY: trajectory_graph(trajectory, model.sample_shape, condition),
     }
     for name, graph in graphs.items():
         TARGETS[target].write(graph.model, staging, name, precision)
@@ -161,14 +168,15 @@ def _build(
         steps=steps,
         draws=trajectory.draws,
         sample_shape=model.sample_shape,
-        weights=card.weights,
+        built_from=card.engine_key(steps),
         library=library,
         processor=processor(),
         files={path.name: sha256_of(path) for path in sorted(staging.iterdir())},
         milliseconds={},
         parity={},
     )
-    engines, reference = load_engines(staging, manifest), _torch_engines(trajectory, states, model.sample_shape)
+    engines = _at_its_guidance(load_engines(staging, manifest), card)
+    reference = _at_its_guidance(_torch_engines(trajectory, states, model.sample_shape), card)
     try:
         parity = check_parity(reference, engines, encoder.tokenize, precision)
     except FewstepError as error:
@@ -176,7 +184,8 @@ def _build(
         raise FewstepError(f"{error}; the first value to differ is {place}" if place else str(error)) from error
     if torch.cuda.is_available():  # which is where the pipeline would run torch
         trajectory = _trajectory(load_model(directory, torch.device("cuda")), card, steps)
-        reference = _torch_engines(trajectory, states, model.sample_shape, torch.device("cuda"))
+        on_cuda = _torch_engines(trajectory, states, model.sample_shape, torch.device("cuda"))
+        reference = _at_its_guidance(on_cuda, card)
     times = _measure({"engine": engines, "torch": reference}, encoder.tokenize)
     return replace(manifest, milliseconds=times, parity=asdict(parity))
 
@@ -190,6 +199,23 @@ def _torch_engines(
 ) -> Engines:
     text_encoder = TorchEngine(states, CPU, output=CONDITION[0])
     return Engines("torch", TorchEngine(trajectory, device), text_encoder, trajectory.draws, shape)
+
+
+@dataclass(frozen=True)
+class _AtGuidance:
+    """A trajectory that takes the guidance scale, given always the same one."""
+
+    engine: Engine
+    scale: float
+
+    def __call__(self, **arrays: npt.NDArray[Any]) -> Arrays:
+        return self.engine(**arrays, guidance=np.full(len(arrays["noise"]), self.scale, np.float32))
+
+
+def _at_its_guidance(engines: Engines, card: Card) -> Engines:
+    if card.guidance_range is None:
+        return engines
+    return replace(engines, trajectory=_AtGuidance(engines.trajectory, card.guidance))
 
 
 def _first_difference(graphs: Mapping[str, Graph], folder: Path, target: str, precision: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..runtime.denoiser import Condition
 from ..runtime.errors import require
 from ..runtime.noise import gaussian_noise
-from ..runtime.text import TextEncoder
-from ..runtime.trajectory import CONDITION, Trajectory
+from ..runtime.text import CONDITION, TextEncoder
+from ..runtime.trajectory import Trajectory
 from .fold import fold_constants
 
 OPSET = 20
@@ -54,14 +54,14 @@ class TextStates(nn.Module):
 
 
 def trajectory_graph(trajectory: Trajectory, sample_shape: tuple[int, int, int], condition: Condition) -> Graph:
-    """The graph from `noise`, `encoder_hidden_states` and `encoder_attention_mask` to `image`.
+    """The graph from `noise` and the condition's tensors, under their own names, to `image`.
 
     Args:
         trajectory: on the CPU, for inference.
         sample_shape: (C, h, w) of a latent.
         condition: an example of two prompts or more.
     """
-    batch = len(condition[CONDITION[0]])
+    batch = len(next(iter(condition.values())))
     noise = gaussian_noise(range(batch), 0, (trajectory.draws, *sample_shape))
     return _to_onnx(trajectory, {"noise": torch.from_numpy(noise), **condition}, "image")
 
@@ -77,16 +77,19 @@ def text_encoder_graph(states: TextStates, tokens: Mapping[str, Tensor]) -> Grap
 
 
 class _OneBatch(nn.Module):
-    """Tells the exporter that all inputs have one batch size; it would otherwise give each a symbol of its own."""
+    """Calls a module by the names of its inputs, and tells the exporter that all have one batch size.
 
-    def __init__(self, module: nn.Module) -> None:
+    It would otherwise give each a symbol of its own.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.names = module, tuple(names)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         for other in inputs[1:]:
             torch._check(inputs[0].shape[0] == other.shape[0])  # type: ignore[no-untyped-call]
-        output: Tensor = self.module(*inputs)
+        output: Tensor = self.module(**dict(zip(self.names, inputs, strict=True)))
         return output
 
 
@@ -96,7 +99,7 @@ def _to_onnx(module: nn.Module, example: Mapping[str, Tensor], output: str) -> G
     batch = torch.export.Dim("batch", min=1, max=1024)
     with _quiet(), torch.inference_mode():
         program = torch.onnx.export(
-            _OneBatch(module).eval(),
+            _OneBatch(module, list(example)).eval(),
             tuple(example.values()),
             dynamo=True,
             opset_version=OPSET,

@@ -1,6 +1,7 @@
 """What a model directory says of itself: `fewstep.json` beside diffusers' own files."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 from .errors import FewstepError
 from .files import atomic_path, read_json, sha256_of, write_json
 
-CARD = "fewstep.json"
+CARD, INDEX = "fewstep.json", "model_index.json"
+_NOT_DRAWING = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of a diffusers directory that play no part in what is drawn from a prompt."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,9 @@ class Card:
         times: for each of them, as text, the `steps + 1` times in [0, 1].
         sampler: a name in `samplers.SAMPLERS`.
         guidance: the teacher's default scale, or what the student was distilled with (and no longer needs).
-        weights: SHA-256 over the network's and the decoder's weight files.
+        weights: what `weights_hash` found when it was written.
         raw: everything in the file, training recipe and data included.
+        guidance_range: lowest and highest scale of a student that takes the scale as an input.
     """
 
     kind: str
@@ -35,19 +39,23 @@ class Card:
     guidance: float
     weights: str
     raw: Mapping[str, Any]
+    guidance_range: tuple[float, float] | None = None
+
+    def engine_key(self, steps: int) -> str:
+        """SHA-256 of all that an engine of so many steps is built from: weights, sampler and times."""
+        built_from = [self.weights, self.sampler, self.times.get(str(steps))]
+        return hashlib.sha256(json.dumps(built_from).encode()).hexdigest()
 
 
 def read_card(directory: Path) -> Card:
-    """Read and check `fewstep.json`.
+    """Read and check `fewstep.json`; a plain diffusers directory without one is a teacher with diffusers' defaults.
 
     Raises:
-        FewstepError: no such directory or file, or a field is missing or wrong.
+        FewstepError: no such directory, no file where there must be one, or a field is missing or wrong.
     """
     if not directory.is_dir():
         raise FewstepError(f"there is no model at {directory}: give the directory that `fewstep train` wrote")
-    if not (directory / CARD).is_file():
-        raise FewstepError(f"{directory} holds no {CARD}: give a directory that `fewstep train` finished writing")
-    raw = read_json(directory / CARD)
+    raw = read_json(directory / CARD) if (directory / CARD).is_file() else _plain_card(directory)
     try:
         card = Card(
             kind=raw["kind"],
@@ -58,6 +66,7 @@ def read_card(directory: Path) -> Card:
             guidance=float(raw["guidance"]),
             weights=raw["weights"],
             raw=raw,
+            guidance_range=_range(raw.get("guidance_range")),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FewstepError(f"{directory / CARD} lacks or misstates {error}: make the model again") from error
@@ -69,9 +78,54 @@ def read_card(directory: Path) -> Card:
     return card
 
 
-def weights_hash(directory: Path) -> str:
-    """SHA-256 over the weight files of a diffusers directory and their configs."""
-    files = sorted(path for folder in ("transformer", "vae", "scheduler") for path in (directory / folder).glob("*.*"))
+def _plain_card(directory: Path) -> dict[str, Any]:
+    from .families import family_of
+
+    guidance = family_of(directory).GUIDANCE if (directory / INDEX).is_file() else None
+    if guidance is None:
+        raise FewstepError(f"{directory} holds no {CARD}: give a directory that `fewstep train` finished writing")
+    return {
+        "kind": "teacher",
+        "method": "diffusers",
+        "steps": [],
+        "times": {},
+        "sampler": "dpm++2m",
+        "guidance": guidance,
+        "weights": weights_hash(directory),
+    }
+
+
+def _range(limits: Any) -> tuple[float, float] | None:
+    if limits is None:
+        return None
+    low, high = (float(limit) for limit in limits)
+    if low > high:
+        raise ValueError(f"a guidance_range that falls from {low:g} to {high:g}")
+    return low, high
+
+
+def parts_of(directory: Path) -> list[str]:
+    """Names of the folders that a diffusers directory's index lists and that are there.
+
+    Raises:
+        FewstepError: the index is missing or is not JSON.
+    """
+    index = read_json(directory / INDEX)
+    return [name for name, kind in index.items() if isinstance(kind, list) and (directory / name).is_dir()]
+
+
+def weights_hash(directory: Path, prefixes: tuple[str, ...] = ("",)) -> str:
+    """SHA-256 over the files of a diffusers directory's parts that decide what is drawn.
+
+    Args:
+        directory: holds `model_index.json`.
+        prefixes: beginnings of the parts' names.
+
+    Raises:
+        FewstepError: the index is missing or is not JSON.
+    """
+    parts = [name for name in parts_of(directory) if name.startswith(prefixes) and name not in _NOT_DRAWING]
+    files = sorted(path for name in parts for path in (directory / name).glob("*.*"))
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(directory)} {sha256_of(path)}\n".encode())
@@ -81,14 +135,14 @@ def weights_hash(directory: Path) -> str:
 def save_artefact(directory: Path, write: Callable[[Path], None], card: Mapping[str, Any]) -> None:
     """Write a model: `write` fills a temporary folder with diffusers' files, which then replace those of `directory`.
 
-    The card is removed first and written last, so that an interrupted save never looks like a model.
+    diffusers' index is removed first and written last, so that an interrupted save never looks like a model.
     """
-    (directory / CARD).unlink(missing_ok=True)
     with atomic_path(directory / ".weights") as staging:
         staging.mkdir()
         write(staging)
-        for part in sorted(staging.iterdir()):
+        write_json(staging / CARD, {**card, "weights": weights_hash(staging)})
+        (directory / INDEX).unlink(missing_ok=True)
+        for part in sorted(staging.iterdir(), key=lambda part: part.name == INDEX):
             with atomic_path(directory / part.name) as temporary:
                 part.rename(temporary)
     (directory / ".weights").rmdir()
-    write_json(directory / CARD, {**card, "weights": weights_hash(directory)})

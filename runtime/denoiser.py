@@ -85,12 +85,13 @@ class GuidedDenoiser:
 
     Args:
         denoiser: the conditional denoiser.
-        scale: 1 is no guidance (use the plain denoiser then), larger follows the condition more closely.
+        scale: 1 is no guidance (use the plain denoiser then), larger follows the condition more closely; a (B,) tensor
+            gives each sample its own.
         negative: condition of the unconditional prediction, shaped as the condition or with batch 1.
     """
 
     denoiser: DenoiserLike
-    scale: float
+    scale: float | Tensor
     negative: Condition
 
     @property
@@ -106,7 +107,8 @@ class GuidedDenoiser:
         }
         doubled_time = torch.cat([t, t]) if t.ndim else t
         unconditional, conditional = self.denoiser(torch.cat([x_t, x_t]), doubled_time, both).chunk(2)
-        return unconditional + self.scale * (conditional - unconditional)
+        scale = broadcast(self.scale, x_t) if isinstance(self.scale, Tensor) else self.scale
+        return unconditional + scale * (conditional - unconditional)
 
 
 def broadcast(value: Tensor, x: Tensor) -> Tensor:

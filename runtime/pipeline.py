@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from .artefact import Card, read_card
-from .engines import ENGINES, Arrays, Engine, Engines, open_engines
+from .engines import ENGINES, Arrays, Engines, open_engines
 from .engines.torch import TorchEngine
 from .errors import FewstepError
 from .families import Model, load_model
@@ -22,7 +22,8 @@ from .noise import gaussian_noise
 from .samplers import Sampler, get_sampler
 from .schedule import uniform_times
 from .text import load_tokenizer
-from .trajectory import CONDITION, Trajectory
+from .trajectory import Trajectory
+from .wording import in_steps
 
 DEFAULT_TEACHER_STEPS = 50
 MAX_BATCH = 32
@@ -75,7 +76,7 @@ class Pipeline:
         """Open a model directory.
 
         Args:
-            directory: what `fewstep train` wrote.
+            directory: what `fewstep train` wrote, or a diffusers directory, which is a teacher.
             engine: `torch`, `onnx`, `openvino`, or `auto` for the fastest that was exported (torch when none was).
             device: torch's device for the torch engine; `auto` takes CUDA where there is one.
 
@@ -90,7 +91,7 @@ class Pipeline:
         pipeline = cls(Path(directory), card, engine, torch.device(device))
         if engine in ENGINES and card.kind != "student":
             raise FewstepError(f"{directory} is a teacher, and only students are exported: use --engine torch")
-        pipeline._engines_for(pipeline._steps(None), card.sampler, 1.0 if card.kind == "student" else card.guidance)
+        pipeline._engines_for(pipeline._steps(None), *pipeline._sampling(None, None))
         return pipeline
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -135,33 +136,35 @@ class Pipeline:
             steps: network evaluations; a student takes only those it was distilled for.
             seed: of the first image of each prompt, the next ones counting up; or one seed per image.
             count: images a prompt.
-            guidance: classifier-free guidance scale of a teacher; 1 switches it off.
+            guidance: classifier-free guidance scale of a teacher, 1 switching it off; or the scale that a student takes
+                as an input, within the range it knows.
             sampler: a name in `SAMPLERS`, for a teacher.
             batch_size: images per engine call.
             callback: called with (images done, images in all) after each engine call.
 
         Raises:
-            FewstepError: no prompt, a count or step count that is not possible, or a seed out of range.
+            FewstepError: no prompt, a count or step count that is not possible, a seed or scale out of range.
         """
         prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(count)]
         _check_prompts(prompts, count, batch_size)
         seeds = _seeds(seed, count, len(prompts))
         chosen_steps = self._steps(steps)
-        engines = self._engines_for(chosen_steps, *self._sampling(guidance, sampler))
+        sampler, scale = self._sampling(guidance, sampler)
+        engines = self._engines_for(chosen_steps, sampler, scale)
         timings = {"text": 0.0, "network": 0.0, "image": 0.0}
         arrays = []
         for start in range(0, len(prompts), batch_size):
             chunk = slice(start, start + batch_size)
-            arrays.append(self._batch(engines, prompts[chunk], seeds[chunk], timings))
+            arrays.append(self._batch(engines, prompts[chunk], seeds[chunk], scale, timings))
             if callback:
                 callback(min(start + batch_size, len(prompts)), len(prompts))
         return Result(np.concatenate(arrays), prompts, seeds, chosen_steps, timings, engines.name)
 
     def _batch(
-        self, engines: Engines, prompts: list[str], seeds: list[int], timings: dict[str, float]
+        self, engines: Engines, prompts: list[str], seeds: list[int], scale: float, timings: dict[str, float]
     ) -> npt.NDArray[np.uint8]:
         clock = [time.perf_counter()]
-        condition = self._condition(engines.text_encoder, prompts)
+        condition = self._condition(engines, prompts, scale)
         clock.append(time.perf_counter())
         noise = np.stack([gaussian_noise(seeds, step, engines.sample_shape) for step in range(engines.draws)], axis=1)
         image = engines.trajectory(noise=noise, **condition)["image"]
@@ -172,11 +175,14 @@ class Pipeline:
             timings[stage] += end - begin
         return pixels
 
-    def _condition(self, encoder: Engine | None, prompts: list[str]) -> Arrays:
-        if encoder is None:
-            return {name: value.numpy() for name, value in self.model.load_text_encoder()(prompts).items()}
-        tokens = {name: value.numpy() for name, value in load_tokenizer()(prompts).items()}
-        return {**encoder(**tokens), CONDITION[1]: tokens["attention_mask"]}
+    def _condition(self, engines: Engines, prompts: list[str], scale: float) -> Arrays:
+        if engines.text_encoder is None:
+            condition = {name: value.numpy() for name, value in self.model.load_text_encoder()(prompts).items()}
+        else:
+            condition = engines.condition({name: value.numpy() for name, value in load_tokenizer()(prompts).items()})
+        if self.card.guidance_range:
+            condition["guidance"] = np.full(len(prompts), scale, np.float32)
+        return condition
 
     def _steps(self, steps: int | None) -> int:
         known = self.card.steps
@@ -185,23 +191,32 @@ class Pipeline:
         if steps < 1:
             raise FewstepError(f"{steps} steps are not possible: give at least 1")
         if known and steps not in known:
-            counts = " or ".join(str(count) for count in known) + (" step" if known == (1,) else " steps")
+            counts = " or ".join([*map(str, known[:-1]), in_steps(known[-1])])
             raise FewstepError(f"this student was distilled for {counts}, not for {steps}: use --steps {known[0]}")
         return steps
 
     def _sampling(self, guidance: float | None, sampler: str | None) -> tuple[str, float]:
-        if self.card.kind == "student":
-            if guidance not in (None, 1.0) or sampler not in (None, self.card.sampler):
-                raise FewstepError("a student has its guidance and sampler built in: leave both out")
-            return self.card.sampler, 1.0
-        return sampler or self.card.sampler, self.card.guidance if guidance is None else guidance
+        """The sampler, and the scale of classifier-free guidance or of a student's own input."""
+        card, scale = self.card, self.card.guidance if guidance is None else guidance
+        if card.kind != "student":
+            return sampler or card.sampler, scale
+        if sampler not in (None, card.sampler) or (card.guidance_range is None and guidance not in (None, 1.0)):
+            raise FewstepError("a student has its guidance and sampler built in: leave both out")
+        if card.guidance_range is None:
+            return card.sampler, 1.0
+        low, high = card.guidance_range
+        if not low <= scale <= high:
+            raise FewstepError(f"this student knows guidance from {low:g} to {high:g}: {scale:g} lies outside")
+        return card.sampler, scale
 
-    def _engines_for(self, steps: int, sampler: str, guidance: float) -> Engines:
+    def _engines_for(self, steps: int, sampler: str, scale: float) -> Engines:
+        is_student = self.card.kind == "student"
+        guidance = 1.0 if is_student else scale
         key = (steps, sampler, guidance)
         if key not in self._engines:
             found = None
-            if self._wanted != "torch" and self.card.kind == "student":
-                found = open_engines(self.directory, self._wanted, steps, self.card.weights)
+            if self._wanted != "torch" and is_student:
+                found = open_engines(self.directory, self._wanted, steps, self.card.engine_key(steps))
             self._engines[key] = found or self._torch_engines(steps, get_sampler(sampler), guidance)
         return self._engines[key]
 

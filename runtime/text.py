@@ -1,20 +1,36 @@
-"""The built-in text encoder: all-MiniLM-L6-v2 token states, from the registry package that carries the weights."""
+"""Prompts to conditions; the built-in encoder is all-MiniLM-L6-v2, from the registry package with its weights."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .errors import require
 from .files import sha256_of
+from .quiet import quiet
 
 TOKENS = 24
 """Tokens a prompt is padded or cut to: static shapes keep engines fast, and the captions learnt are shorter."""
+
+CONDITION = ("encoder_hidden_states", "encoder_attention_mask")
+"""Names of what the built-in encoder gives."""
+
+
+class PromptEncoder(Protocol):
+    """What turns prompts into the condition of a family's network."""
+
+    @property
+    def identity(self) -> str:
+        """Differs wherever the condition of a prompt would."""
+        ...
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The condition's tensors on the CPU, by name, one row a prompt."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class TextEncoder:
     Args:
         tokenize: the encoder's own tokenizer.
         model: a BERT-like network, frozen.
-        identity: SHA-256 of its weights.
+        identity: SHA-256 of its weights, and the number of tokens.
     """
 
     tokenize: Tokenizer
@@ -50,7 +66,7 @@ class TextEncoder:
         """`encoder_hidden_states` (B, 24, 384) float32 and `encoder_attention_mask` (B, 24) int64 of the prompts."""
         tokens = self.tokenize(prompts)
         states = self.model(**tokens).last_hidden_state
-        return {"encoder_hidden_states": states, "encoder_attention_mask": tokens["attention_mask"]}
+        return dict(zip(CONDITION, (states, tokens["attention_mask"]), strict=True))
 
 
 @cache
@@ -76,23 +92,9 @@ def load_text_encoder() -> TextEncoder:
     weights = _weights()
     from transformers import AutoModel
 
-    with _no_progress_bar():
+    with quiet("transformers"):
         model = AutoModel.from_pretrained(weights.parent, local_files_only=True, attn_implementation="eager")
-    return TextEncoder(load_tokenizer(), model.eval().requires_grad_(False), sha256_of(weights))
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Load without transformers' bar, and leave its setting as the program had it."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    return TextEncoder(load_tokenizer(), model.eval().requires_grad_(False), f"{sha256_of(weights)}-{TOKENS}")
 
 
 def _weights() -> Path:

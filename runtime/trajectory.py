@@ -12,9 +12,6 @@ from .denoiser import Condition, DenoiserLike, GuidedDenoiser, initial_scale
 from .families import Model
 from .samplers import Sampler
 
-CONDITION = ("encoder_hidden_states", "encoder_attention_mask")
-"""Names of the condition's inputs, in the order of `Trajectory.forward`."""
-
 
 class Trajectory(nn.Module):
     """All network evaluations of one generation, and the decoder.
@@ -48,18 +45,16 @@ class Trajectory(nn.Module):
         """How many noise draws an image takes."""
         return self.sampler.draws(len(self.times) - 1)
 
-    def forward(self, noise: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor) -> Tensor:
+    def forward(self, noise: Tensor, **condition: Tensor) -> Tensor:
         """Generate.
 
         Args:
             noise: (B, draws, C, h, w) standard normal.
-            encoder_hidden_states: (B, L, D).
-            encoder_attention_mask: (B, L).
+            condition: what steers the network, under the names that its family gives.
 
         Returns:
             Images (B, 3, H, W) in [0, 1].
         """
-        condition = dict(zip(CONDITION, (encoder_hidden_states, encoder_attention_mask), strict=True))
         draw = partial(noise.select, 1)
         x_0 = self.sampler.function(self.denoiser, self.initial_scale * draw(0), self.times, condition, draw)
         image: Tensor = self.decoder(x_0)

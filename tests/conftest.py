@@ -17,10 +17,27 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch  # noqa: E402
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported, which diffusers does
+
+from .analytic import Gaussian, Mixture  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def gaussian() -> type[Gaussian]:
+    """An analytic teacher: `gaussian(mean, variance=0.5, schedule=Flow())`."""
+    return Gaussian
+
+
+@pytest.fixture
+def mixture() -> type[Mixture]:
+    """An analytic teacher: `mixture()`, or with means, weights, variances and a schedule."""
+    return Mixture
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

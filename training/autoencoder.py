@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .trainer import Loss, Phase
+from .phase import Draws, Loss, Phase
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def build_autoencoder(config: AutoencoderConfig) -> nn.Module:
 def autoencoder_phase(model: Any, config: AutoencoderConfig) -> Phase[Tensor]:
     """Reconstruction phase; batches are images (B, 3, H, W) in [-1, 1]."""
 
-    def loss(images: Tensor, generator: torch.Generator) -> Loss:
+    def loss(images: Tensor, draws: Draws) -> Loss:
         latents = model.encode(images).latent
-        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        noise = torch.randn(latents.shape, generator=draws.own, device=latents.device)
         noised = latents + config.latent_noise * latents.detach().float().std() * noise
         reconstruction = model.decode(noised.to(latents.dtype)).sample.float()
         difference = functional.l1_loss(reconstruction, images)

@@ -63,14 +63,25 @@ def encode_images(encoder: nn.Module, images: Tensor, device: torch.device, batc
 
 @torch.inference_mode()
 def show_samples(
-    denoiser: DenoiserLike, sampler: str, times: Sequence[float], data: LatentData, path: Path, count: int = 16
+    denoiser: DenoiserLike,
+    sampler: str,
+    times: Sequence[float],
+    data: LatentData,
+    path: Path,
+    count: int = 16,
+    guidance: float | None = None,
 ) -> None:
-    """Write a grid: real pictures spread over the data, and under each what `denoiser` makes of its caption."""
+    """Write a grid: real pictures spread over the data, and under each what `denoiser` makes of its caption.
+
+    A denoiser that takes the guidance scale as an input is given `guidance`.
+    """
     batches = data.batches
     chosen = torch.linspace(0, len(batches.latents) - 1, count).long()
     condition = {
         name: value.to(batches.device) for name, value in batches.text.condition(chosen, torch.zeros(count)).items()
     }
+    if guidance is not None:
+        condition["guidance"] = torch.full((count,), guidance, device=batches.device)
 
     def noise(step: int) -> Tensor:
         return torch.from_numpy(gaussian_noise(range(count), step, batches.latents.shape[1:])).to(batches.device)

@@ -1,6 +1,6 @@
 """`fewstep train teacher`: from captioned pictures and an autoencoder to a text-conditional teacher."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +12,23 @@ from ..runtime.denoiser import GuidedDenoiser
 from ..runtime.errors import FewstepError
 from ..runtime.families import Model, load_part, sana
 from ..runtime.schedule import Flow, uniform_times
+from .data.packed import load_captioned_images
+from .distribution import is_main_process
 from .latents import load_latent_data, show_samples
-from .methods.flow_matching import FlowMatchingConfig, flow_matching_phase
-from .trainer import TrainerConfig, train
+from .methods.flow_matching import flow_matching_phase
+from .recipe import TeacherRecipe
+from .teacher import build_teacher
+from .trainer import train
 
 SAMPLER = "dpm++2m"
 """The solver a teacher is shown and measured with."""
-
-
-@dataclass(frozen=True)
-class TeacherConfig:
-    """Shape of the built-in teacher, a small `SanaTransformer2DModel`: 6.9M parameters, 64 tokens for 64x64 pixels.
-
-    Args:
-        layers: transformer blocks.
-        heads: attention heads of 32 channels.
-        size: side of the latent.
-        guidance: the scale that samples are shown and students distilled with.
-    """
-
-    layers: int = 6
-    heads: int = 8
-    size: int = 8
-    guidance: float = 3.0
-
-
-def build_teacher(config: TeacherConfig, channels: int) -> nn.Module:
-    """A freshly initialised transformer for latents (channels, size, size)."""
-    from diffusers import SanaTransformer2DModel
-
-    width = 32 * config.heads
-    model: nn.Module = SanaTransformer2DModel(
-        in_channels=channels,
-        out_channels=channels,
-        num_attention_heads=config.heads,
-        attention_head_dim=32,
-        num_layers=config.layers,
-        num_cross_attention_heads=config.heads // 2,
-        cross_attention_head_dim=64,
-        cross_attention_dim=width,
-        caption_channels=384,
-        mlp_ratio=2.5,
-        sample_size=config.size,
-        patch_size=1,
-        interpolation_scale=1,
-    )
-    return model
 
 
 def train_teacher(
     data: Path,
     autoencoder: Path,
     out: Path,
-    config: TeacherConfig,
-    method: FlowMatchingConfig,
-    trainer: TrainerConfig,
-    batch_size: int,
+    recipe: TeacherRecipe,
     device: torch.device,
 ) -> None:
     """Train the teacher and save it, with its curve and sample grids, as a diffusers directory at `out`.
@@ -76,10 +37,7 @@ def train_teacher(
         data: a captioned data set.
         autoencoder: directory that `fewstep train autoencoder` wrote.
         out: the teacher's directory; `out/training` holds what training leaves behind.
-        config: the network.
-        method: the loss.
-        trainer: budget and optimisation.
-        batch_size: samples an iteration.
+        recipe: network, loss, budget and optimisation.
         device: where to train.
 
     Raises:
@@ -90,30 +48,31 @@ def train_teacher(
     if not (autoencoder / "vae").is_dir():
         raise FewstepError(f"{autoencoder} holds no autoencoder: make one with `fewstep train autoencoder`")
     vae: Any = load_part(AutoencoderDC, autoencoder / "vae", device)
-    torch.manual_seed(trainer.seed)
-    network = build_teacher(config, vae.config.latent_channels).to(device)
+    torch.manual_seed(recipe.trainer.seed)
+    side = load_captioned_images(data, "train").images.shape[-1] // vae.spatial_compression_ratio
+    network = build_teacher(recipe.network, vae.config.latent_channels, side).to(device)
     model = assemble(network, vae)
-    latent_data = load_latent_data(data, model, batch_size, trainer.seed, device)
-    phase = flow_matching_phase(network, model.denoiser, latent_data.negative, method)
+    latent_data = load_latent_data(data, model, recipe.batch_size, recipe.trainer.seed, device)
+    phase = flow_matching_phase(network, model.denoiser, latent_data.negative, recipe.method)
 
-    def show(average: nn.Module, step: int) -> None:
-        guided = GuidedDenoiser(assemble(average, vae).denoiser, config.guidance, latent_data.negative)
+    guided = GuidedDenoiser(model.denoiser, recipe.network.guidance, latent_data.negative)
+
+    def show(step: int) -> None:
         show_samples(guided, SAMPLER, uniform_times(20), latent_data, out / "training" / "samples.png")
 
-    trained = train([phase], latent_data.batches, network, trainer, out / "training", show)
-    show(trained.eval(), 0)
-    recipe = {"network": asdict(config), "method": asdict(method), "trainer": asdict(trainer), "batch_size": batch_size}
+    train([phase], latent_data.batches, network, recipe.trainer, out / "training", show, recipe=asdict(recipe))
     card = {
         "kind": "teacher",
         "method": "flow_matching",
         "steps": [],
         "times": {},
         "sampler": SAMPLER,
-        "guidance": config.guidance,
+        "guidance": recipe.network.guidance,
         "data": latent_data.identity,
-        "recipe": recipe,
+        "recipe": asdict(recipe),
     }
-    save_artefact(out, lambda folder: sana.save(folder, trained, vae), card)
+    if is_main_process():
+        save_artefact(out, lambda folder: sana.save(folder, network, vae), card)
 
 
 def assemble(network: nn.Module, vae: Any) -> Model:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FewstepError
+from ..wording import in_steps
 from .manifest import Manifest, read_manifest, refusal
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -60,41 +61,44 @@ class Engines:
     sample_shape: tuple[int, int, int]
 
     def __call__(self, tokens: Arrays, noise: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Images from token ids and noise, by the text encoder of these engines, which must have one."""
-        assert self.text_encoder is not None
-        condition = {**self.text_encoder(**tokens), "encoder_attention_mask": tokens["attention_mask"]}
-        image: npt.NDArray[np.float32] = self.trajectory(noise=noise, **condition)["image"]
+        """Images from token ids and noise."""
+        image: npt.NDArray[np.float32] = self.trajectory(noise=noise, **self.condition(tokens))["image"]
         return image
+
+    def condition(self, tokens: Arrays) -> Arrays:
+        """What steers the trajectory, from token ids and their mask, by the text encoder of these engines."""
+        assert self.text_encoder is not None
+        return {**self.text_encoder(**tokens), "encoder_attention_mask": tokens["attention_mask"]}
 
 
 Found = tuple[Path, Manifest]
 """The folder of an export and its manifest."""
 
 
-def open_engines(directory: Path, wanted: str, steps: int, weights: str) -> Engines | None:
+def open_engines(directory: Path, wanted: str, steps: int, key: str) -> Engines | None:
     """Open the fastest engine that was exported for a student, by the times measured at its export.
 
     Args:
         directory: the student's.
         wanted: one of `ENGINES`, or `auto` for any, passing over what is missing or stale.
         steps: of the trajectory.
-        weights: `Card.weights`, which the export must have been made from.
+        key: `Card.engine_key(steps)`, of what the export must have been built from.
 
     Returns:
         The engines; None if `auto` finds none that is faster than torch.
 
     Raises:
-        FewstepError: the wanted engine's library is missing, it was not exported for these steps, weights and this
-            machine, or its files changed.
+        FewstepError: the wanted engine's library is missing, it was not exported for these steps, this key and
+            this machine, or its files changed.
     """
     if wanted == "auto":
-        usable = [found for name in ENGINES for found in _usable(directory, name, steps, weights)[0]]
+        usable = [found for name in ENGINES for found in _usable(directory, name, steps, key)[0]]
         best = min(usable, key=_relative_time, default=None)
         return load_engines(*best) if best and _relative_time(best) < 1 else None
     engine_module(wanted).library()
-    usable, refusals = _usable(directory, wanted, steps, weights)
+    usable, refusals = _usable(directory, wanted, steps, key)
     if not usable:
-        nothing = f"{directory} has no {wanted} engine for {steps} step{'s' * (steps > 1)}"
+        nothing = f"{directory} has no {wanted} engine for {in_steps(steps)}"
         reason = next(iter(refusals), nothing)
         raise FewstepError(f"{reason}: run `fewstep export {directory} --to {wanted} --steps {steps}`")
     return load_engines(*min(usable, key=_relative_time))
@@ -114,13 +118,13 @@ def engine_module(name: str) -> EngineModule:
     return engine
 
 
-def _usable(directory: Path, name: str, steps: int, weights: str) -> tuple[list[Found], list[str]]:
+def _usable(directory: Path, name: str, steps: int, key: str) -> tuple[list[Found], list[str]]:
     """Exports of one engine that may be loaded, and why the others may not."""
     usable, refusals = [], []
     for folder in sorted((directory / "engines").glob(f"{name}-*-{steps}step-*")):
         try:
             manifest = read_manifest(folder)
-            reason = refusal(folder, manifest, weights, engine_module(name).library())
+            reason = refusal(folder, manifest, key, engine_module(name).library())
         except FewstepError as error:
             reason = str(error)
         if reason:

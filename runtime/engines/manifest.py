@@ -13,7 +13,7 @@ from ..errors import FewstepError
 from ..files import read_json, sha256_of, write_json
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the exporter makes other graphs, or this file other fields, so that older exports are made again."""
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 
@@ -29,7 +29,7 @@ class Manifest:
         steps: network evaluations in the graph.
         draws: noise draws an image.
         sample_shape: (C, h, w) of one draw.
-        weights: `Card.weights` of the student.
+        built_from: `Card.engine_key` of the student and the steps.
         library: the engine's library, its version and what it runs on.
         processor: as `processor()` names it.
         files: SHA-256 of each graph file, by name.
@@ -43,7 +43,7 @@ class Manifest:
     steps: int
     draws: int
     sample_shape: tuple[int, int, int]
-    weights: str
+    built_from: str
     library: str
     processor: str
     files: Mapping[str, str]
@@ -77,17 +77,17 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def refusal(folder: Path, manifest: Manifest, weights: str, library: str) -> str:
+def refusal(folder: Path, manifest: Manifest, key: str, library: str) -> str:
     """Why an export may not be loaded, as the beginning of a sentence; empty if it may.
 
     Args:
         folder: the export's.
         manifest: its manifest.
-        weights: `Card.weights` of the student as it is now.
+        key: `Card.engine_key` of the student as it is now.
         library: what the engine's library is now.
     """
-    if manifest.weights != weights:
-        return f"the engine in {folder} was built from other weights"
+    if manifest.built_from != key:
+        return f"the engine in {folder} was built from other weights or for other times"
     if manifest.library != library:
         return f"the engine in {folder} was built with {manifest.library}, and this is {library}"
     if manifest.processor != processor():
@@ -101,9 +101,9 @@ def refusal(folder: Path, manifest: Manifest, weights: str, library: str) -> str
     return ""
 
 
-def key_of(weights: str, library: str) -> str:
-    """Eight hexadecimal digits that differ with the weights, the library and the machine."""
-    return hashlib.sha256("\n".join((weights, library, processor())).encode()).hexdigest()[:8]
+def key_of(built_from: str, library: str) -> str:
+    """Eight hexadecimal digits that differ with what an engine is built from, the library and the machine."""
+    return hashlib.sha256("\n".join((built_from, library, processor())).encode()).hexdigest()[:8]
 
 
 @cache

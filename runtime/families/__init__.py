@@ -1,21 +1,31 @@
-"""Model families: how a diffusers pipeline's parts become a denoiser and a decoder. One file each."""
+"""Model families: how a diffusers pipeline's parts become a denoiser and a decoder. One file each.
+
+A family's file offers `GUIDANCE` (the scale that diffusers takes by default, or None where only directories with a
+`fewstep.json` can be opened), `load`, `network_call`, and for training `feature_block`, `with_guidance_input` and
+`save_student`.
+"""
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..denoiser import Denoiser
+from ..denoiser import Condition, Denoiser
 from ..errors import FewstepError
 from ..files import read_json
-from ..text import TextEncoder
+from ..quiet import quiet
+from ..text import PromptEncoder
 
-_FAMILIES = {"SanaPipeline": "sana"}
+_FAMILIES = {
+    "SanaPipeline": "sana",
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusion3Pipeline": "stable_diffusion_3",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Model:
     encoder: nn.Module
     decoder: nn.Module
     sample_shape: tuple[int, int, int]
-    load_text_encoder: Callable[[], TextEncoder]
+    load_text_encoder: Callable[[], PromptEncoder]
 
 
 def load_model(directory: Path, device: torch.device) -> Model:
@@ -67,15 +77,15 @@ def family_of(directory: Path) -> ModuleType:
 
 
 def load_part(kind: type[nn.Module], folder: Path, device: torch.device) -> nn.Module:
-    """Load one diffusers module in float32, for inference, from this folder alone.
+    """Load one module of diffusers or transformers in float32, for inference, from this folder alone.
 
     Raises:
         FewstepError: the weights are missing, corrupt or of the wrong shape.
     """
     if not (folder / "config.json").is_file():
-        raise FewstepError(f"cannot load {folder}: it has no config.json; {_UNFIT}")
+        raise FewstepError(f"cannot load {folder}: it has no config.json; {UNFIT}")
     try:
-        with _no_warnings():
+        with quiet(kind.__module__.split(".")[0]):
             part, found = kind.from_pretrained(  # type: ignore[attr-defined]
                 folder,
                 torch_dtype=torch.float32,
@@ -84,56 +94,57 @@ def load_part(kind: type[nn.Module], folder: Path, device: torch.device) -> nn.M
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        raise FewstepError(f"cannot load {folder}: {_first_line(error)}; {_UNFIT}") from error
+    except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        raise FewstepError(f"cannot load {folder}: {first_line(error)}; {UNFIT}") from error
     if odd := [*found["missing_keys"], *found["unexpected_keys"]]:
-        raise FewstepError(f"cannot load {folder}: its weights and its config.json differ in {min(odd)}; {_UNFIT}")
+        raise FewstepError(f"cannot load {folder}: its weights and its config.json differ in {min(odd)}; {UNFIT}")
     return part.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
-_UNFIT = "the files are missing, cut short or of another model"
+UNFIT = "the files are missing, cut short or of another model"
 
 
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Keep diffusers from reporting at length what is refused in one sentence."""
-    from diffusers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says before it goes on at length."""
     return str(error).strip().splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
 
 
-class LatentEncoder(nn.Module):
-    """Images in [0, 1] to latents in the denoiser's space."""
+def guidance_of(condition: Condition) -> Tensor:
+    """The guidance scale (B,) that a network with an input for it is given.
 
-    def __init__(self, encode: nn.Module, scaling_factor: float) -> None:
+    Raises:
+        FewstepError: the condition holds none.
+    """
+    if "guidance" not in condition:
+        raise FewstepError(
+            "this network takes the guidance scale as an input: its fewstep.json must give a guidance_range"
+        )
+    return condition["guidance"]
+
+
+class LatentEncoder(nn.Module):
+    """Images in [0, 1] to latents in the denoiser's space: `(z - shift_factor) * scaling_factor`."""
+
+    def __init__(self, encode: nn.Module, scaling_factor: float, shift_factor: float = 0.0) -> None:
         super().__init__()
         self.encode = encode
-        self.scaling_factor = scaling_factor
+        self.scaling_factor, self.shift_factor = scaling_factor, shift_factor
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, C, h, w)."""
         latents: Tensor = self.encode(2 * images - 1)
-        return latents * self.scaling_factor
+        return (latents - self.shift_factor) * self.scaling_factor
 
 
 class LatentDecoder(nn.Module):
-    """Latents in the denoiser's space to images in [0, 1]."""
+    """Latents in the denoiser's space to images in [0, 1], through `z = latents / scaling_factor + shift_factor`."""
 
-    def __init__(self, decode: nn.Module, scaling_factor: float) -> None:
+    def __init__(self, decode: nn.Module, scaling_factor: float, shift_factor: float = 0.0) -> None:
         super().__init__()
         self.decode = decode
-        self.scaling_factor = scaling_factor
+        self.scaling_factor, self.shift_factor = scaling_factor, shift_factor
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) to (B, 3, H, W)."""
-        images: Tensor = self.decode(latents / self.scaling_factor)
+        images: Tensor = self.decode(latents / self.scaling_factor + self.shift_factor)
         return (images / 2 + 0.5).clamp(0, 1)

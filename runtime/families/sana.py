@@ -13,11 +13,18 @@ from ..denoiser import Condition, Denoiser, Network
 from ..files import read_json, write_json
 from ..schedule import Schedule, prediction_from_config, schedule_from_config
 from ..text import load_text_encoder
-from . import LatentDecoder, LatentEncoder, Model, load_part
+from . import LatentDecoder, LatentEncoder, Model, guidance_of, load_part
+
+GUIDANCE = None
 
 
 def network_call(transformer: nn.Module) -> Network:
-    """How a `SanaTransformer2DModel` is called: `encoder_hidden_states` (B, L, D), `encoder_attention_mask` (B, L)."""
+    """How a `SanaTransformer2DModel` is called.
+
+    Its condition is `encoder_hidden_states` (B, L, D), `encoder_attention_mask` (B, L), and `guidance` (B,) if it takes
+    the scale.
+    """
+    config: Any = transformer.config
 
     def call(x: Tensor, network_time: Tensor, condition: Condition) -> Tensor:
         output: Tensor = transformer(
@@ -25,6 +32,7 @@ def network_call(transformer: nn.Module) -> Network:
             encoder_hidden_states=condition["encoder_hidden_states"],
             encoder_attention_mask=condition["encoder_attention_mask"],
             timestep=network_time,
+            guidance=guidance_of(condition) * config.guidance_embeds_scale if config.guidance_embeds else None,
             return_dict=False,
         )[0]
         return output
@@ -61,21 +69,34 @@ def feature_block(transformer: Any) -> tuple[nn.Module, int]:
     return blocks[len(blocks) // 2], transformer.config.num_attention_heads * transformer.config.attention_head_dim
 
 
-def save(directory: Path, transformer: Any, vae: Any, steps: int | None = None) -> None:
+def with_guidance_input(transformer: Any) -> nn.Module:
+    """A copy that also takes the guidance scale, and gives the same output until it is trained."""
+    copy: Any = type(transformer).from_config(transformer.config, guidance_embeds=True)
+    weights = {
+        name.replace("time_embed.emb.", "time_embed."): weight for name, weight in transformer.state_dict().items()
+    }
+    nn.init.zeros_(copy.time_embed.guidance_embedder.linear_2.weight)
+    nn.init.zeros_(copy.time_embed.guidance_embedder.linear_2.bias)
+    embedder = copy.time_embed.guidance_embedder.state_dict(prefix="time_embed.guidance_embedder.")
+    copy.load_state_dict({**embedder, **weights})
+    moved: nn.Module = copy.to(transformer.device)
+    return moved
+
+
+def save(directory: Path, transformer: Any, vae: Any, stochastic: bool = False) -> None:
     """Write in float16 what stock `SanaPipeline.from_pretrained(..., text_encoder=None, tokenizer=None)` opens.
 
     Args:
         directory: an existing folder.
         transformer: the denoising network.
         vae: the `AutoencoderDC`.
-        steps: of a student; several steps re-noise in between, which diffusers calls stochastic sampling.
+        stochastic: re-noise between steps, as consistency sampling does.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, __version__
 
     transformer.half().save_pretrained(directory / "transformer")
     vae.half().save_pretrained(directory / "vae")
-    several = steps is not None and steps > 1
-    FlowMatchEulerDiscreteScheduler(stochastic_sampling=several).save_pretrained(directory / "scheduler")
+    FlowMatchEulerDiscreteScheduler(stochastic_sampling=stochastic).save_pretrained(directory / "scheduler")
     index = {
         "_class_name": "SanaPipeline",
         "_diffusers_version": __version__,
@@ -88,8 +109,9 @@ def save(directory: Path, transformer: Any, vae: Any, steps: int | None = None) 
     write_json(directory / "model_index.json", index)
 
 
-def save_student(directory: Path, transformer: Any, teacher: Path, steps: int) -> None:
-    """Write a student with the decoder of the teacher's directory."""
+def save_student(directory: Path, transformer: Any, teacher: Path, sampler: str) -> None:
+    """Write a student that is sampled with `sampler`, with the decoder of the teacher's directory."""
     from diffusers import AutoencoderDC
 
-    save(directory, transformer, load_part(AutoencoderDC, teacher / "vae", torch.device("cpu")), steps)
+    vae = load_part(AutoencoderDC, teacher / "vae", torch.device("cpu"))
+    save(directory, transformer, vae, stochastic=sampler == "consistency")

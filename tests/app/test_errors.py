@@ -138,6 +138,35 @@ def test_a_student_is_no_teacher(run, student: Path, pictures: Path, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--steps 9", "9 steps are not possible for a few-step student: give 1 to 8"),
+        ("--batch-size 0", "a batch size of 0 is not possible: give at least 1"),
+        ("--recipe {}/absent.yaml", "cannot read the recipe"),
+    ],
+)
+def test_impossible_recipes_are_refused(run, teacher: Path, tmp_path: Path, arguments: str, sentence: str) -> None:
+    given = ["--teacher", teacher, "--data", tmp_path, "--out", tmp_path / "out"]
+    assert_refused(run("train", "dmd2", *given, *arguments.replace("{}", str(tmp_path)).split()), sentence)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", ["autoencoder", "teacher", "dmd2"])
+def test_a_training_explains_every_field(run, verb: str) -> None:
+    outcome = run("train", verb, "--help")
+    assert outcome.code == 0
+    for word in ("--batch-size", "--minutes", "stop, with the rate decayed to zero"):
+        assert word in outcome.out
+
+
+def test_a_misspelt_field_is_a_usage_error(run, tmp_path: Path) -> None:
+    outcome = run("train", "dmd2", "--teacher", "t", "--data", "d", "--out", tmp_path / "out", "--minuts", 3)
+    assert outcome.code == 2
+    assert "--minutes" in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_teacher_needs_an_autoencoder(run, pictures: Path, tmp_path: Path) -> None:
     outcome = run("train", "teacher", "--data", pictures, "--autoencoder", tmp_path, "--out", tmp_path / "out")
     assert_refused(outcome, "holds no autoencoder: make one with `fewstep train autoencoder`")

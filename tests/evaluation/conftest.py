@@ -1,13 +1,17 @@
 """Tiny captioned data, and the feature network loaded once."""
 
 import hashlib
+import json
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from fewstep.training.data.packed import CaptionedImages
 from fewstep.training.evaluation.features import FeatureNetwork
 from fewstep.training.evaluation.reference import Reference, load_reference
+from fewstep.training.evaluation.split import Split
 
 SIDE = 16
 SHAPES, STYLES = 10, ("outline", "solid")
@@ -39,3 +43,22 @@ def data() -> CaptionedImages:
 @pytest.fixture(scope="session")
 def reference(data: CaptionedImages, network: FeatureNetwork, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return load_reference(data, network, tmp_path_factory.mktemp("reference") / "features.safetensors")
+
+
+@pytest.fixture(scope="session")
+def split(data: CaptionedImages, reference: Reference) -> Split:
+    """The data as the training split, which is its own gallery."""
+    return Split("train", data, reference, reference)
+
+
+@pytest.fixture
+def folder(data: CaptionedImages, tmp_path: Path) -> Path:
+    """The tiny data as a folder of pictures: the last four shapes, in two styles each, are held out."""
+    for position, image in enumerate(data.images):
+        part = tmp_path / "data" / ("train" if position < 12 else "validation")
+        part.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(part / f"{position:02}.png")
+        row = {"file_name": f"{position:02}.png", "text": data.captions[position][0], "label": data.labels[position]}
+        with (part / "metadata.jsonl").open("a") as metadata:
+            metadata.write(json.dumps({**row, "style": data.styles[position]}) + "\n")
+    return tmp_path / "data"

@@ -11,6 +11,7 @@ from fewstep.training.evaluation.metrics import (
     frechet_distance,
     kernel_distance,
     match_at_1,
+    pair_distance,
     precision_recall,
 )
 
@@ -132,6 +133,17 @@ def test_match_at_1_finds_planted_features() -> None:
     generated = torch.stack([5 * gallery[0] + gallery[2], 0.1 * gallery[3], gallery[2], 9 * gallery[1]])
     wanted = [("rocket", "flat"), ("crab", "flat"), ("rocket", "flat"), ("rocket", "bold")]
     assert match_at_1(generated, gallery, wanted, shown) == (3 / 4, 2 / 4)
+
+
+def test_pair_distance_is_the_mean_over_pairs_then_groups() -> None:
+    features = 3 * cloud(2 * 4, 6, 1).reshape(2, 4, 6)
+    expected = []
+    for group in features:
+        pairs = [(one, other) for one in range(4) for other in range(one)]
+        expected += [1 - float(torch.cosine_similarity(group[one], group[other], dim=0)) for one, other in pairs]
+    assert pair_distance(features) == pytest.approx(sum(expected) / len(expected), abs=1e-6)
+    assert pair_distance(features[:, :1].repeat(1, 5, 1)) == pytest.approx(0, abs=1e-6)
+    assert pair_distance(torch.eye(4)[None]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

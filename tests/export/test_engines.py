@@ -25,7 +25,7 @@ BATCH_TOLERANCE = {"onnx": 1e-5, "openvino": 0.01}
 
 
 def open_engine(directory: Path, wanted: str) -> Engines | None:
-    return open_engines(directory, wanted, 1, read_card(directory).weights)
+    return open_engines(directory, wanted, 1, read_card(directory).engine_key(1))
 
 
 def inputs(engines: Engines, batch: int) -> tuple[dict[str, Any], Any]:
@@ -94,7 +94,7 @@ def test_a_changed_graph_is_refused(changeable: Path, target: str, file: str) ->
 
 
 def test_an_engine_of_other_weights_is_refused(exported: Path) -> None:
-    with pytest.raises(FewstepError, match="built from other weights: run `fewstep export"):
+    with pytest.raises(FewstepError, match="built from other weights or for other times: run `fewstep export"):
         open_engines(exported, "onnx", 1, "0" * 64)
     assert open_engines(exported, "auto", 1, "0" * 64) is None
 
@@ -121,7 +121,7 @@ def test_what_was_not_exported_is_named_with_the_command_that_exports_it(student
     with pytest.raises(FewstepError, match=r"no openvino engine for 1 step: run `fewstep export .* --to openvino"):
         open_engine(student, "openvino")
     with pytest.raises(FewstepError, match=r"no onnx engine for 2 steps: run `fewstep export .* --steps 2`"):
-        open_engines(exported, "onnx", 2, read_card(exported).weights)
+        open_engines(exported, "onnx", 2, read_card(exported).engine_key(2))
     assert open_engine(student, "auto") is None
 
 
@@ -148,5 +148,5 @@ def test_auto_passes_over_what_it_cannot_use(changeable: Path, monkeypatch: pyte
     engines = open_engine(changeable, "auto")
     assert engines is not None
     assert engines.name == "onnx"
-    change_manifest(changeable, "onnx", weights="0" * 64)
+    change_manifest(changeable, "onnx", built_from="0" * 64)
     assert Pipeline.from_pretrained(changeable, engine="auto").engine_name == "torch"

@@ -1,7 +1,7 @@
-"""Analytic teachers and tiny networks on points (B, 2), small enough to train within a test."""
+"""Tiny networks on points (B, 2), small enough to train within a test."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,59 +9,11 @@ from torch import Tensor, nn
 
 from fewstep.runtime.denoiser import Condition, Denoiser, DenoiserLike, levels
 from fewstep.runtime.prediction import FROM_SAMPLE
-from fewstep.runtime.schedule import Flow, Schedule
+from fewstep.runtime.schedule import Flow, uniform_times
 from fewstep.training.batches import ConditionedBatch
-from fewstep.training.methods.dmd2 import DMD2Networks
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """`x_0 ~ N(mean, variance I)`."""
-
-    mean: Tensor
-    variance: float = 0.5
-    schedule: Schedule = field(default_factory=Flow)
-
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        alpha, sigma = levels(self.schedule, t, x_t)
-        gain = alpha * self.variance / (alpha**2 * self.variance + sigma**2)
-        return self.mean + gain * (x_t - alpha * self.mean)
-
-    def score(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Gradient of the log density of `x_t ~ N(alpha mean, alpha^2 variance + sigma^2)`."""
-        alpha, sigma = levels(self.schedule, t, x_t)
-        return -(x_t - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
-
-    def flow(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The probability flow from t to 0: an exact one-step student."""
-        alpha, sigma = levels(self.schedule, t, x_t)
-        growth = (self.variance / (alpha**2 * self.variance + sigma**2)) ** 0.5
-        return self.mean + growth * (x_t - alpha * self.mean)
-
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        return self.mean + self.variance**0.5 * torch.randn(count, len(self.mean), generator=generator)
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Isotropic Gaussians of one variance at `means` (K, 2)."""
-
-    means: Tensor = field(default_factory=lambda: torch.tensor([[1.0, 0.6], [-1.0, 0.6], [0.0, -1.1]]))
-    weights: Tensor = field(default_factory=lambda: torch.tensor([0.5, 0.3, 0.2]))
-    variance: float = 0.06
-    schedule: Schedule = field(default_factory=Flow)
-
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        alpha, sigma = (value.unsqueeze(-1) for value in levels(self.schedule, t, x_t))  # against (B, K, 2)
-        spread = alpha**2 * self.variance + sigma**2
-        offset = x_t[:, None] - alpha * self.means
-        logits = self.weights.log() - (offset**2 / spread).sum(-1) / 2
-        means = self.means + alpha * self.variance / spread * offset
-        return (logits.softmax(-1).unsqueeze(-1) * means).sum(1)
-
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        return self.means[component] + self.variance**0.5 * torch.randn(count, 2, generator=generator)
+from fewstep.training.method import Copy, Task
+from fewstep.training.methods.dmd2 import Networks
+from fewstep.training.phase import Draws
 
 
 class PointNetwork(nn.Module):
@@ -87,22 +39,47 @@ def _analytic_denoiser(teacher: DenoiserLike, prediction: str) -> Denoiser:
     return Denoiser(network, Flow(), prediction)
 
 
-def _point_networks(teacher: DenoiserLike | None, width: int = 64) -> DMD2Networks:
-    student, fake = PointNetwork(width), PointNetwork(width)
-    head = nn.Linear(width, 1)
-    fake_denoiser = Denoiser(fake, Flow(), "flow_prediction")
-    student_denoiser = Denoiser(student, Flow(), "flow_prediction")
-    return DMD2Networks(student, student_denoiser, teacher or fake_denoiser, fake_denoiser, fake, fake.trunk, head, {})
+class PointCopies:
+    """Fresh point networks in the place of copies of the teacher; `made` keeps them by name."""
+
+    def __init__(self, prediction: str, width: int) -> None:
+        self.prediction, self.width = prediction, width
+        self.made: dict[str, Copy] = {}
+
+    def __call__(self, name: str, embed_guidance: bool = False) -> Copy:
+        network = PointNetwork(self.width)
+        self.made[name] = Copy(network, Denoiser(network, Flow(), self.prediction), network)
+        return self.made[name]
 
 
-@pytest.fixture
-def gaussian() -> type[Gaussian]:
-    return Gaussian
+def _point_task(
+    teacher: DenoiserLike,
+    folder: Path,
+    steps: int = 1,
+    prediction: str = "flow_prediction",
+    width: int = 64,
+) -> Task:
+    def batches(step: int, phase: int) -> ConditionedBatch:
+        generator = torch.Generator().manual_seed(1000 * step + phase)
+        return ConditionedBatch(torch.randn(32, 2, generator=generator), {})
+
+    def feature_block(network: nn.Module) -> tuple[nn.Module, int]:
+        assert isinstance(network, PointNetwork)
+        return network.trunk, width
+
+    denoiser = teacher if isinstance(teacher, Denoiser) else _analytic_denoiser(teacher, prediction)
+    copies = PointCopies(prediction, width)
+    return Task(
+        denoiser, {}, 1.0, steps, (2,), batches, copies, feature_block, nn.Identity(), folder, torch.device("cpu")
+    )
 
 
-@pytest.fixture
-def mixture() -> type[Mixture]:
-    return Mixture
+def _point_networks(teacher: DenoiserLike | None, steps: int = 1, width: int = 64) -> Networks:
+    copies = PointCopies("flow_prediction", width)
+    student, fake, head = copies("student"), copies("fake"), nn.Linear(width, 1)
+    assert isinstance(fake.network, PointNetwork)
+    times = tuple(uniform_times(steps))
+    return Networks(student, teacher or fake.denoiser, fake, fake.network.trunk, head, times)
 
 
 @pytest.fixture
@@ -117,7 +94,20 @@ def analytic_denoiser() -> Callable[[DenoiserLike, str], Denoiser]:
 
 
 @pytest.fixture
-def point_networks() -> Callable[..., DMD2Networks]:
+def point_task(tmp_path: Path) -> Callable[..., Task]:
+    """What a method is given, on points: `point_task(teacher, steps=1, prediction="flow_prediction", width=64)`.
+
+    Copies begin at random, not as the teacher.
+    """
+
+    def make(teacher: DenoiserLike, steps: int = 1, prediction: str = "flow_prediction", width: int = 64) -> Task:
+        return _point_task(teacher, tmp_path, steps, prediction, width)
+
+    return make
+
+
+@pytest.fixture
+def point_networks() -> Callable[..., Networks]:
     """DMD2's networks on points; without a teacher, the fake-score network is the teacher too."""
     return _point_networks
 
@@ -125,3 +115,13 @@ def point_networks() -> Callable[..., DMD2Networks]:
 @pytest.fixture
 def point_batch() -> ConditionedBatch:
     return ConditionedBatch(torch.randn(32, 2), {})
+
+
+@pytest.fixture
+def draws() -> Callable[..., Draws]:
+    """Sources of randomness by seed: `draws(seed=0)`."""
+
+    def make(seed: int = 0) -> Draws:
+        return Draws(torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1))
+
+    return make

@@ -16,7 +16,8 @@ def latent_batches() -> LatentBatches:
     first = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
     captions = [[n, variant] for n in range(7) for variant in range(n % 3 + 1)]
     states = torch.tensor(captions, dtype=torch.float16).reshape(-1, 1, 2)
-    text = TextCache(states, torch.ones(len(captions), 1, dtype=torch.int64), first, torch.arange(len(captions)))
+    conditions = {"encoder_hidden_states": states, "encoder_attention_mask": torch.ones(len(captions), 1)}
+    text = TextCache(conditions, first, torch.arange(len(captions)))
     latents = torch.arange(7.0).reshape(-1, 1, 1, 1).expand(-1, 4, 2, 2)
     return LatentBatches(latents, text, batch_size=3, seed=5, device=CPU)
 

@@ -1,8 +1,9 @@
 """From a folder of pictures to a student on disk: every command's function, two iterations each."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -17,11 +18,13 @@ from fewstep.runtime.samplers import get_sampler
 from fewstep.runtime.schedule import uniform_times
 from fewstep.runtime.trajectory import Trajectory
 from fewstep.training.autoencoder import AutoencoderConfig
-from fewstep.training.methods.dmd2 import DMD2Config
-from fewstep.training.methods.flow_matching import FlowMatchingConfig
+from fewstep.training.methods import METHODS, get_method
+from fewstep.training.pairs import PairsConfig
+from fewstep.training.recipe import AutoencoderRecipe, StudentRecipe, TeacherRecipe
+from fewstep.training.teacher import TeacherConfig
 from fewstep.training.train_autoencoder import train_autoencoder
-from fewstep.training.train_student import train_dmd2
-from fewstep.training.train_teacher import TeacherConfig, train_teacher
+from fewstep.training.train_student import train_student
+from fewstep.training.train_teacher import train_teacher
 from fewstep.training.trainer import TrainerConfig
 
 CPU = torch.device("cpu")
@@ -46,13 +49,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     data = make_data(root / "data")
     torch.manual_seed(0)
     small = AutoencoderConfig(latent_channels=4, channels=(8, 8, 16, 16), decoder_layers=(0, 1, 1, 1))
-    train_autoencoder(data, root / "autoencoder", small, TRAINER, batch_size=4, device=CPU)
-    shape = TeacherConfig(layers=1, heads=2, size=SIDE // 8)
-    train_teacher(data, root / "autoencoder", root / "teacher", shape, FlowMatchingConfig(), TRAINER, 4, CPU)
+    train_autoencoder(data, root / "autoencoder", AutoencoderRecipe(small, TRAINER, 4), CPU)
+    shape = TeacherConfig(layers=1, heads=2)
+    train_teacher(
+        data, root / "autoencoder", root / "teacher", TeacherRecipe(shape, trainer=TRAINER, batch_size=4), CPU
+    )
     students = {steps: root / f"student-{steps}" for steps in (1, 4)}
     for steps, folder in students.items():
-        train_dmd2(root / "teacher", data, folder, steps, DMD2Config(student_every=2), TRAINER, 4, CPU)
+        train_student("dmd2", root / "teacher", data, folder, student_recipe("dmd2", steps), CPU)
     return Trained(data, root / "autoencoder", root / "teacher", students)
+
+
+def student_recipe(method: str, steps: int) -> StudentRecipe[Any]:
+    config = get_method(method).Config()
+    if hasattr(config, "pairs"):
+        config = replace(config, pairs=PairsConfig(count=8, steps=2))
+    return StudentRecipe(config, TRAINER, steps, batch_size=4)
 
 
 def make_data(folder: Path) -> Path:
@@ -101,6 +113,33 @@ def test_cards_say_what_was_made_from_what(trained: Trained) -> None:
         assert (folder / "training" / "samples.png").is_file()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_makes_a_student_of_two_steps(trained: Trained, method: str, tmp_path: Path) -> None:
+    train_student(method, trained.teacher, trained.data, tmp_path / "student", student_recipe(method, 2), CPU)
+    card = read_card(tmp_path / "student")
+    assert (card.kind, card.method, card.steps[0]) == ("student", method, 2)
+    pipeline = Pipeline.from_pretrained(tmp_path / "student", engine="torch", device="cpu")
+    assert pipeline.generate("square 3", seed=5).arrays.shape == (1, SIDE, SIDE, 3)
+
+
+def test_low_rank_student_is_saved_whole_with_its_adapter_beside_it(trained: Trained, tmp_path: Path) -> None:
+    recipe = replace(student_recipe("dmd2", 1), lora_rank=2)
+    train_student("dmd2", trained.teacher, trained.data, tmp_path / "student", recipe, CPU)
+    assert (tmp_path / "student" / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    pipeline = Pipeline.from_pretrained(tmp_path / "student", engine="torch", device="cpu")
+    assert pipeline.generate("square 3", seed=5).arrays.shape == (1, SIDE, SIDE, 3)
+
+
+def test_student_of_a_guidance_range_takes_a_scale_in_it(trained: Trained, tmp_path: Path) -> None:
+    recipe = student_recipe("lcm", 2)
+    recipe = replace(recipe, method=replace(recipe.method, guidance_range=(2.0, 6.0)))
+    train_student("lcm", trained.teacher, trained.data, tmp_path / "student", recipe, CPU)
+    pipeline = Pipeline.from_pretrained(tmp_path / "student", engine="torch", device="cpu")
+    assert pipeline.generate("square 3", seed=5, guidance=5.0).arrays.shape == (1, SIDE, SIDE, 3)
+    with pytest.raises(FewstepError, match="guidance"):
+        pipeline.generate("square 3", guidance=7.0)
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 def test_student_generates_from_words(trained: Trained, steps: int) -> None:
     pipeline = Pipeline.from_pretrained(trained.students[steps], engine="torch", device="cpu")
@@ -121,7 +160,7 @@ def test_stock_diffusers_opens_the_directory_and_makes_the_same_image(trained: T
     torch.manual_seed(3)
     noise = torch.stack([torch.randn(2, *model.sample_shape) for _ in times], dim=1)
     with torch.inference_mode():
-        expected = Trajectory(model, sampler, times)(noise, *states.values())
+        expected = Trajectory(model, sampler, times)(noise, **states)
 
     pipeline = SanaPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -143,16 +182,16 @@ def test_stock_diffusers_opens_the_directory_and_makes_the_same_image(trained: T
 
 def test_students_are_not_teachers_and_steps_are_few(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(FewstepError, match="is a student: give the directory of a teacher"):
-        train_dmd2(trained.students[1], trained.data, tmp_path, 1, DMD2Config(), TRAINER, 4, CPU)
+        train_student("dmd2", trained.students[1], trained.data, tmp_path, student_recipe("dmd2", 1), CPU)
     with pytest.raises(FewstepError, match="9 steps are not possible for a few-step student: give 1 to 8"):
-        train_dmd2(trained.teacher, trained.data, tmp_path, 9, DMD2Config(), TRAINER, 4, CPU)
+        student_recipe("dmd2", 9)
     with pytest.raises(FewstepError, match="holds no autoencoder: make one with `fewstep train autoencoder`"):
-        train_teacher(trained.data, tmp_path, tmp_path / "out", TeacherConfig(), FlowMatchingConfig(), TRAINER, 4, CPU)
+        train_teacher(trained.data, tmp_path, tmp_path / "out", TeacherRecipe(trainer=TRAINER), CPU)
 
 
 def test_missing_validation_split_is_said_before_training(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data")
     (data / "validation").rename(data / "test")
     with pytest.raises(FewstepError, match='no split "validation"'):
-        train_autoencoder(data, tmp_path / "out", AutoencoderConfig(), TRAINER, 4, CPU)
+        train_autoencoder(data, tmp_path / "out", AutoencoderRecipe(trainer=TRAINER), CPU)
     assert not (tmp_path / "out").exists()

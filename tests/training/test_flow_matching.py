@@ -17,6 +17,7 @@ from fewstep.training.methods.flow_matching import (
     flow_matching_phase,
     logit_normal_times,
 )
+from fewstep.training.numerics import step_draws
 
 TARGETS = {
     "epsilon": lambda x_0, eps, alpha, sigma: eps,
@@ -94,13 +95,13 @@ def test_share_of_dropped_samples(dropout: float) -> None:
     config = FlowMatchingConfig(dropout=dropout)
     denoiser = Denoiser(network, Flow(), "flow_prediction")
     phase = flow_matching_phase(torch.nn.Identity(), denoiser, {"label": torch.zeros(1, 1)}, config)
-    phase.loss(batch, torch.Generator().manual_seed(0))
+    phase.loss(batch, step_draws(0, 0, 0, batch.x_0.device))
     assert (seen[0] == 0).float().mean().item() == pytest.approx(dropout, abs=0.02)
 
 
 def test_unconditional_data_needs_no_condition(point_network: Any, point_batch: ConditionedBatch) -> None:
     network = point_network(8)
     phase = flow_matching_phase(network, Denoiser(network, Flow(), "flow_prediction"), {}, FlowMatchingConfig())
-    loss, _ = phase.loss(point_batch, torch.Generator().manual_seed(0))
+    loss, _ = phase.loss(point_batch, step_draws(0, 0, 0, point_batch.x_0.device))
     loss.backward()
     assert all(parameter.grad is not None for parameter in network.parameters())

@@ -1,5 +1,6 @@
 """Captions are encoded once, kept in a file, and given out to the samples they belong to."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,8 +60,10 @@ def test_every_distinct_caption_is_encoded_once_and_then_read(encoder: TextEncod
     again = cache_text(CAPTIONS, encoder, tmp_path)
     assert encoder.model.encoded == 5
     assert len(list(tmp_path.iterdir())) == 1
-    for name in ("states", "mask", "first", "variants"):
-        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert first.conditions.keys() == again.conditions.keys()
+    assert all(torch.equal(value, again.conditions[name]) for name, value in first.conditions.items())
+    assert torch.equal(first.first, again.first)
+    assert torch.equal(first.variants, again.variants)
 
 
 def test_other_captions_or_another_encoder_are_encoded_anew(encoder: TextEncoder, tmp_path: Path) -> None:
@@ -70,6 +73,26 @@ def test_other_captions_or_another_encoder_are_encoded_anew(encoder: TextEncoder
     cache_text(CAPTIONS, TextEncoder(encoder.tokenize, encoder.model, identity="other"), tmp_path)
     assert encoder.model.encoded == 5 + 6 + 5
     assert len(list(tmp_path.iterdir())) == 3
+
+
+class Counting:
+    """An encoder that names its condition in a way of its own."""
+
+    identity = "counting"
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        return {"pooled_projections": lengths[:, None] / 4, "letters": lengths}
+
+
+def test_a_condition_of_any_names_comes_back_with_its_types(tmp_path: Path) -> None:
+    cache = cache_text(CAPTIONS, Counting(), tmp_path)
+    condition = cache.condition(torch.tensor([0, 1, 2]), torch.tensor([0.9, 0.0, 0.4]))
+    expected = Counting()(["a red one", "blue", "crimson"])
+    assert condition.keys() == expected.keys()
+    assert all(torch.equal(value, condition[name]) for name, value in expected.items())
+    assert [condition[name].dtype for name in expected] == [torch.float32, torch.int64]
+    assert cache.conditions["pooled_projections"].dtype == torch.float16
 
 
 def test_the_same_captions_in_another_order_share_the_file(encoder: TextEncoder, tmp_path: Path) -> None:

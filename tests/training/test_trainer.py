@@ -1,20 +1,28 @@
 """The training loop: resuming, averages, the learning rate, budgets and what it refuses."""
 
+import copy
+import json
 import math
 import re
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import pairwise
+from datetime import timedelta
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from fewstep.runtime.errors import FewstepError
-from fewstep.training.trainer import Loss, Phase, TrainerConfig, read_curve, step_generator, train, training_device
+from fewstep.training.memory import activation_memory
+from fewstep.training.phase import Average, Draws, Loss, Phase
+from fewstep.training.progress import remaining
+from fewstep.training.teacher import TeacherConfig, build_teacher
+from fewstep.training.trainer import TrainerConfig, read_curve, step_draws, train, training_device
 
 CONFIG = TrainerConfig(iterations=12, seed=3, warmup=4, precision="no", checkpoint_minutes=0, log_every=1)
 Batches = Callable[[int, int], Tensor]
@@ -40,12 +48,12 @@ def two_phases(seed: int = 0) -> tuple[list[Phase[Tensor]], nn.Module]:
     torch.manual_seed(seed)
     student, critic = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.Tanh())
 
-    def critic_loss(batch: Tensor, generator: torch.Generator) -> Loss:
-        noise = torch.randn(batch.shape, generator=generator)
+    def critic_loss(batch: Tensor, draws: Draws) -> Loss:
+        noise = torch.randn(batch.shape, generator=draws.own)
         return (critic(batch + noise) - batch).pow(2).mean(), {}
 
-    def student_loss(batch: Tensor, generator: torch.Generator) -> Loss:
-        noise = torch.randn(batch.shape, generator=generator)
+    def student_loss(batch: Tensor, draws: Draws) -> Loss:
+        noise = torch.randn(batch.shape, generator=draws.own)
         value = (critic(student(noise)) - batch).pow(2).mean()
         return value, {"twice": 2 * value}
 
@@ -57,7 +65,7 @@ def linear_phase(
 ) -> tuple[list[Phase[Tensor]], nn.Linear]:
     module = nn.Linear(3, 1)
 
-    def default(batch: Tensor, generator: torch.Generator) -> Loss:
+    def default(batch: Tensor, draws: Draws) -> Loss:
         return (loss(module(batch)) if loss else module(batch).pow(2).mean()), {}
 
     return [Phase("only", module, default, **{"learning_rate": 0.1, **fields})], module
@@ -66,22 +74,22 @@ def linear_phase(
 @pytest.mark.parametrize("stop", [1, 6, 7, 11])
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(stop: int, tmp_path: Path) -> None:
     phases, student = two_phases()
-    whole = train(phases, batches, student, CONFIG, tmp_path / "whole")
+    train(phases, batches, student, CONFIG, tmp_path / "whole")
+    whole = student.state_dict()
     state = torch.load(tmp_path / "whole" / "state.pt", weights_only=True)
 
     phases, student = two_phases()
     with pytest.raises(KeyboardInterrupt):
         train(phases, stop_at(stop), student, CONFIG, tmp_path / "parts")
     phases, student = two_phases(seed=99)
-    parts = train(phases, batches, student, CONFIG, tmp_path / "parts")
+    train(phases, batches, student, CONFIG, tmp_path / "parts")
     resumed = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
 
-    assert_equal(whole.state_dict(), parts.state_dict())
-    for name in ("modules", "ema", "optimizers"):
+    assert_equal(whole, student.state_dict())
+    for name in ("turns", "ema"):
         assert_equal(state[name], resumed[name])
     curves = zip(read_curve(tmp_path / "whole"), read_curve(tmp_path / "parts"), strict=True)
-    for one, other in curves:  # a point leaves out a phase that has rested since the run was resumed
-        assert other | {"seconds": 0} == {name: one[name] for name in other} | {"seconds": 0}
+    assert all(one | {"seconds": 0} == other | {"seconds": 0} for one, other in curves)
 
 
 def assert_equal(left: Any, right: Any) -> None:
@@ -130,20 +138,26 @@ def test_average_follows_its_formula(tmp_path: Path) -> None:
     history: list[Tensor] = []
     averages: list[Tensor] = []
 
-    def remember(average: Any, step: int) -> None:
+    def remember(step: int) -> None:
+        averages.append(module.weight.detach().clone())
+
+    def note(optimizer: Any, *_: object) -> None:
         history.append(module.weight.detach().clone())
-        averages.append(average.weight.clone())
 
     config = replace(CONFIG, iterations=30, ema_decay=0.6)
-    result = train(phases, batches, module, config, tmp_path, remember)
+    handle = register_optimizer_step_post_hook(note)
+    try:
+        train(phases, batches, module, config, tmp_path, remember)
+    finally:
+        handle.remove()
+    assert len(history) == len(averages) == 30
     expected = history[0]
     for count, (weight, average) in enumerate(zip(history, averages, strict=True)):
         if count:
             decay = min(0.6, (1 + count) / (10 + count))
             expected = decay * expected + (1 - decay) * weight
         torch.testing.assert_close(average, expected)
-    assert result is module
-    torch.testing.assert_close(module.weight.detach(), averages[-1])
+    assert torch.equal(module.weight.detach(), averages[-1])
 
 
 def test_learning_rate_warms_up_holds_and_decays_to_zero(tmp_path: Path) -> None:
@@ -151,11 +165,15 @@ def test_learning_rate_warms_up_holds_and_decays_to_zero(tmp_path: Path) -> None
     phases, module = linear_phase(loss=lambda output: output.sum(), learning_rate=0.5, betas=(0.0, 0.0))
     weights = [module.bias.item()]
 
-    def remember(average: object, step: int) -> None:
+    def note(optimizer: Any, *_: object) -> None:
         weights.append(module.bias.item())
 
     config = replace(CONFIG, iterations=20, warmup=5, decay=0.25, weight_decay=0.0)
-    train(phases, lambda step, phase: torch.ones(1, 3), module, config, tmp_path, remember)
+    handle = register_optimizer_step_post_hook(note)
+    try:
+        train(phases, lambda step, phase: torch.ones(1, 3), module, config, tmp_path)
+    finally:
+        handle.remove()
     rates = [(before - after) / 0.5 for before, after in pairwise(weights)]
     expected = [0.2, 0.4, 0.6, 0.8, *[1.0] * 12, 0.8, 0.6, 0.4, 0.2]
     assert rates == pytest.approx(expected, abs=1e-5)
@@ -178,52 +196,167 @@ def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:
     assert all(point["only/gradient_norm"] > 1e3 for point in read_curve(tmp_path))  # what is logged is not clipped
 
 
+def falling(start: float = 0.0) -> tuple[list[Phase[Tensor]], nn.Module]:
+    """A weight that falls by the rate in each step, with a loss that is no longer a number below -0.25."""
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.tensor([start]))
+
+    def loss(batch: Tensor, draws: Draws) -> Loss:
+        return (module.weight + 0.25).sqrt().sum(), {}
+
+    return [Phase("falling", module, loss, 0.1, betas=(0.0, 0.0))], module
+
+
+STEADY = replace(CONFIG, warmup=1, decay=0.0, weight_decay=0.0)
+
+
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_divergence_says_what_to_do_and_keeps_the_last_good_checkpoint(log_every: int, tmp_path: Path) -> None:
     """Also when no point of the curve is due: weights of NaN never reach the checkpoint."""
-    phases, module = linear_phase()
-    good: list[bytes] = []
-
-    def broken_at_five(step: int, phase: int) -> Tensor:
-        if step == 5:
-            good.append((tmp_path / "state.pt").read_bytes())
-        return batches(step, phase) * (math.nan if step == 5 else 1)
-
-    with pytest.raises(FewstepError, match=re.escape("diverged at step 6")) as caught:
-        train(phases, broken_at_five, module, replace(CONFIG, log_every=log_every), tmp_path)
+    phases, module = falling()
+    with pytest.raises(FewstepError, match=re.escape("diverged at step 4")) as caught:
+        train(phases, batches, module, replace(STEADY, log_every=log_every), tmp_path)
     assert "lower the learning rate" in str(caught.value)
-    assert (tmp_path / "state.pt").read_bytes() == good[0]
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["progress"]["step"] == 3
+    assert state["turns"][0]["module"]["weight"].item() == pytest.approx(-0.3, abs=1e-5)
 
 
 def test_divergence_in_the_last_iteration_is_not_exported(tmp_path: Path) -> None:
-    phases, module = linear_phase()
-    config = replace(CONFIG, log_every=100, checkpoint_minutes=100)
+    phases, module = falling(start=-1.0)
+    config = replace(CONFIG, iterations=1, log_every=100, checkpoint_minutes=100)
     with pytest.raises(FewstepError, match="diverged"):
-        train(phases, lambda step, phase: torch.full((2, 3), math.inf), module, config, tmp_path)
+        train(phases, batches, module, config, tmp_path)
     assert not (tmp_path / "state.pt").exists()
+
+
+def test_damaged_samples_are_told_from_a_high_learning_rate(tmp_path: Path) -> None:
+    phases, module = linear_phase()
+    config = replace(CONFIG, log_every=4, checkpoint_minutes=100, rollback=True)
+
+    def damaged(step: int, phase: int) -> Tensor:
+        return batches(step, phase) * (math.nan if step == 5 else 1)
+
+    with pytest.raises(FewstepError, match="a batch of step 6 holds NaN or infinite values: find and replace"):
+        train(phases, damaged, module, config, tmp_path)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["step"] == 0
+
+
+def test_rollback_halves_the_rate_until_training_holds(tmp_path: Path) -> None:
+    """Twelve steps of 0.1 or 0.05 fall too far, of 0.025 just not too far."""
+    phases, module = falling(start=0.06)
+    train(phases, batches, module, replace(STEADY, rollback=True, checkpoint_minutes=100), tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["progress"]["rollbacks"] == 2
+    assert state["turns"][0]["module"]["weight"].item() == pytest.approx(0.06 - 12 * 0.025, abs=1e-5)
+    assert [point["step"] for point in read_curve(tmp_path)] == list(range(1, 13))
+
+
+def test_rollbacks_are_limited(tmp_path: Path) -> None:
+    phases, module = falling(start=-1.0)
+    with pytest.raises(FewstepError, match="diverged at step 1"):
+        train(phases, batches, module, replace(STEADY, rollback=True), tmp_path)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["rollbacks"] == 5
+
+
+class CollapseOnce:
+    """A watch that reports a collapse at step 6, the first time."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.resets = 0
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> bool:
+        assert metrics.keys() == {"only/loss", "only/gradient_norm"}
+        self.seen.append(step)
+        return step == 6 and not self.resets
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+@pytest.mark.parametrize("rollback", [False, True])
+def test_collapse_that_the_watch_sees_brings_back_the_last_checkpoint(rollback: bool, tmp_path: Path) -> None:
+    phases, module = linear_phase()
+    watch = CollapseOnce()
+    config = replace(STEADY, log_every=2, checkpoint_minutes=100, rollback=rollback)
+    train(phases, batches, module, config, tmp_path, watch=watch)
+    assert watch.seen == ([2, 4, 6] if rollback else []) + [2, 4, 6, 8, 10, 12]
+    assert watch.resets == rollback
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["rollbacks"] == rollback
+
+
+def test_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    phases, student = two_phases()
+    train(phases, batches, student, CONFIG, tmp_path)
+    before = (tmp_path / "state.pt").read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limit[1]))
+    try:
+        with pytest.raises(FewstepError, match=re.escape("state.pt (is the disk full?): make room and run")):
+            train(phases, batches, student, replace(CONFIG, iterations=20), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (tmp_path / "state.pt").read_bytes() == before
+    assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, "begun with trainer.seed = 3, and is now given 4"),
+        ({"warmup": 7}, "begun with trainer.warmup = 4, and is now given 7"),
+        ({"accumulation": 2}, "begun with processes x accumulation = 1, and is now given 2"),
+    ],
+)
+def test_changed_recipe_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    phases, student = two_phases()
+    train(phases, batches, student, CONFIG, tmp_path, recipe={"batch_size": 4})
+    before = (tmp_path / "state.pt").read_bytes()
+    with pytest.raises(FewstepError, match=re.escape(message)):
+        train(phases, batches, student, replace(CONFIG, **change), tmp_path, recipe={"batch_size": 4})
+    assert (tmp_path / "state.pt").read_bytes() == before
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     phases, student = two_phases()
-    train(phases, batches, student, CONFIG, tmp_path)
+    train(phases, batches, student, CONFIG, tmp_path, recipe={"method": {"times": (0.1, 0.9)}})
     before = (tmp_path / "state.pt").read_bytes()
-    with pytest.raises(FewstepError, match="another run: give the same method and seed"):
-        train(phases, batches, student, replace(CONFIG, seed=4), tmp_path)
-    with pytest.raises(FewstepError, match="another run"):
-        train(phases[:1], batches, student, CONFIG, tmp_path)
+    with pytest.raises(
+        FewstepError, match=re.escape("begun with method.times = [0.1, 0.9], and is now given [0.1, 1.0]")
+    ):
+        train(phases, batches, student, CONFIG, tmp_path, recipe={"method": {"times": (0.1, 1.0)}})
+    recipe = {"method": {"times": [0.1, 0.9]}}
+    with pytest.raises(FewstepError, match=re.escape("begun with phases.student = {")):
+        train(phases[:1], batches, student, CONFIG, tmp_path, recipe=recipe)
+    quicker = [phases[0], replace(phases[1], learning_rate=0.5)]
+    with pytest.raises(FewstepError, match=re.escape("begun with phases.student.learning_rate = 0.003, and is now")):
+        train(quicker, batches, student, CONFIG, tmp_path, recipe=recipe)
     wider = nn.Linear(4, 4)
     phases[1] = replace(phases[1], module=wider)
     with pytest.raises(FewstepError, match="does not fit these networks"):
-        train(phases, batches, wider, CONFIG, tmp_path)
+        train(phases, batches, wider, CONFIG, tmp_path, recipe=recipe)
     assert (tmp_path / "state.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_damaged_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
+    phases, module = linear_phase()
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(FewstepError, match="is damaged: remove it to begin again"):
+        train(phases, batches, module, CONFIG, tmp_path)
+    torch.save({"step": 3}, tmp_path / "state.pt")
+    with pytest.raises(FewstepError, match="another version of fewstep wrote"):
+        train(phases, batches, module, CONFIG, tmp_path)
 
 
 def test_finished_run_trains_no_further_and_a_larger_budget_continues_it(tmp_path: Path) -> None:
     phases, student = two_phases()
-    weights = train(phases, batches, student, CONFIG, tmp_path).state_dict()
+    train(phases, batches, student, CONFIG, tmp_path)
+    weights = student.state_dict()
     phases, student = two_phases(seed=5)
-    again = train(phases, stop_at(12), student, CONFIG, tmp_path).state_dict()  # asks for no batch
-    assert_equal(weights, again)
+    train(phases, stop_at(12), student, CONFIG, tmp_path)  # asks for no batch
+    assert_equal(weights, student.state_dict())
     asked: list[int] = []
 
     def spy(step: int, phase: int) -> Tensor:
@@ -241,16 +374,95 @@ def test_minutes_end_a_run(tmp_path: Path) -> None:
     curve = read_curve(tmp_path)
     assert curve[-2]["seconds"] <= 0.5 <= curve[-1]["seconds"]
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert state["optimizers"][0]["param_groups"][0]["lr"] < 0.05  # the rate follows the clock down from 0.1
+    assert state["turns"][0]["optimizer"]["param_groups"][0]["lr"] < 0.05  # the rate follows the clock down from 0.1
 
 
-def test_randomness_of_a_step_depends_on_seed_step_and_phase_only() -> None:
-    def draw(seed: int, step: int, phase: int) -> float:
-        return torch.rand((), generator=step_generator(seed, step, phase, torch.device("cpu"))).item()
+def test_randomness_depends_on_seed_step_phase_and_shard_only() -> None:
+    def draw(source: str, **key: int) -> float:
+        draws = step_draws(device=torch.device("cpu"), shards=4, **key)
+        return torch.rand((), generator=getattr(draws, source)).item()
 
-    keys = [(seed, step, phase) for seed in range(3) for step in range(5) for phase in range(3)]
-    assert [draw(*key) for key in keys] == [draw(*key) for key in keys]
-    assert len({draw(*key) for key in keys}) == len(keys)
+    keys = [
+        {"seed": seed, "step": step, "phase": phase, "shard": shard}
+        for seed, step, phase, shard in product(range(3), range(5), range(3), range(4))
+    ]
+    own = [draw("own", **key) for key in keys]
+    assert own == [draw("own", **key) for key in keys]
+    assert len(set(own)) == len(keys)
+    shared = [draw("shared", **key) for key in keys]
+    assert len(set(shared)) == len(keys) // 4  # the same in all shards
+    assert not set(own) & set(shared)
+
+
+def test_accumulated_gradient_is_that_of_the_joined_batch(tmp_path: Path) -> None:
+    results = []
+    for accumulation in (1, 2):
+        torch.manual_seed(1)
+        phases, module = linear_phase()
+
+        def joined(step: int, phase: int, count: int = 2 // accumulation) -> Tensor:
+            return torch.cat([batches(step * count + piece, phase) for piece in range(count)])
+
+        config = replace(CONFIG, accumulation=accumulation, checkpoint_minutes=100)
+        train(phases, joined, module, config, tmp_path / str(accumulation))
+        results.append((module.weight, [point["only/loss"] for point in read_curve(tmp_path / str(accumulation))]))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
+
+
+def test_average_that_a_loss_reads_follows_its_source_and_is_resumed(tmp_path: Path) -> None:
+    def run(folder: Path, stop: int | None = None) -> Tensor:
+        phases, module = linear_phase()
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+        slow = copy.deepcopy(module)
+        train(phases, stop_at(stop) if stop else batches, module, CONFIG, folder, averages=[Average(slow, module, 0.5)])
+        state = torch.load(folder / "state.pt", weights_only=True)
+        assert not torch.equal(slow.weight, torch.ones(1, 3))
+        assert torch.equal(state["averages"][0]["weight"], slow.weight)
+        return slow.weight.detach()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", stop=5)
+    assert torch.equal(run(tmp_path / "parts"), whole)
+
+
+def test_recomputed_activations_take_less_memory_and_give_the_same_weights(tmp_path: Path) -> None:
+    weights, kept = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network: Any = build_teacher(TeacherConfig(layers=3, heads=2), channels=4, size=4)
+        states, mask = torch.randn(4, 5, network.config.caption_channels), torch.ones(4, 5)
+
+        def loss(x: Tensor, draws: Draws, network: Any = network, states: Tensor = states) -> Loss:
+            return network(x, states, torch.ones(4), encoder_attention_mask=mask).sample.pow(2).mean(), {}  # noqa: B023
+
+        phases = [Phase("only", network, loss, 1e-3)]
+        config = replace(CONFIG, iterations=2, gradient_checkpointing=recompute, checkpoint_minutes=100)
+        folder = tmp_path / str(recompute)
+        train(phases, lambda step, phase: torch.ones(4, 4, 4, 4), network, config, folder)
+        weights.append(network.state_dict())
+        memory = json.loads((folder / "memory.json").read_text())
+        assert memory["peak_mib"] > 10
+        kept.append(memory["activations_mib"]["only"])
+    torch.testing.assert_close(weights[0], weights[1])
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_network_that_cannot_recompute_is_refused(tmp_path: Path) -> None:
+    phases, module = linear_phase()
+    with pytest.raises(FewstepError, match="Linear cannot recompute activations"):
+        train(phases, batches, module, replace(CONFIG, gradient_checkpointing=True), tmp_path)
+
+
+def test_activation_memory_is_what_backward_needs() -> None:
+    """The square keeps its input, the product with a weight its input once more: one storage, counted once."""
+    module = nn.Linear(256, 256, bias=False)
+    x = torch.randn(1024, 256)
+    with activation_memory(module) as kept:
+        module(x).pow(2).sum()
+    assert kept() == pytest.approx(2 * 1024 * 256 * 4 / 2**20)
 
 
 def test_unknown_or_absent_device_is_refused() -> None:
@@ -276,6 +488,63 @@ def test_one_process_trains_in_either_precision(tmp_path: Path) -> None:
     assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
 
 
-def test_unknown_precision_is_refused() -> None:
-    with pytest.raises(FewstepError, match="'fp16' is not supported in training: choose no or bf16"):
-        TrainerConfig(precision="fp16")
+def test_half_precision_scales_its_loss_and_resumes_exactly(tmp_path: Path) -> None:
+    """Gradients of 1e-7 would vanish in float16; one that overflows is left out."""
+    config = replace(CONFIG, precision="fp16", weight_decay=0.0)
+
+    def tiny(output: Tensor) -> Tensor:
+        assert output.dtype == torch.float16
+        return 1e-7 * output.sum()
+
+    phases, module = linear_phase(loss=tiny)
+    nn.init.ones_(module.weight)
+    nn.init.zeros_(module.bias)
+    with pytest.raises(KeyboardInterrupt):
+        train(phases, stop_at(6), module, config, tmp_path)
+    train(phases, batches, module, config, tmp_path)
+    scaled = module.weight.detach().clone()
+    assert not torch.equal(scaled, torch.ones(1, 3))
+
+    phases, module = linear_phase(loss=lambda output: 1e-7 * output.sum())
+    nn.init.ones_(module.weight)
+    train(phases, batches, module, config, tmp_path / "whole")
+    assert torch.equal(module.weight, scaled)
+
+
+def test_step_whose_gradient_overflows_is_left_out(tmp_path: Path) -> None:
+    phases, module = linear_phase(loss=lambda output: 10 * output.float().sum())
+    config = replace(CONFIG, precision="fp16", weight_decay=0.0, iterations=12)
+    train(phases, batches, module, config, tmp_path)
+    norms = [point["only/gradient_norm"] for point in read_curve(tmp_path)]
+    assert norms[0] == 0
+    assert norms[-1] > 0
+    assert module.weight.isfinite().all()
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["turns"][0]["scaler"]["scale"] < 65536
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"precision": "fp8"}, "'fp8' is not supported in training: choose one of no, bf16, fp16"),
+        ({"accumulation": 0}, "accumulation over 0 batches is not possible: give 1 or more"),
+    ],
+)
+def test_impossible_configuration_is_refused(field: dict[str, Any], message: str) -> None:
+    with pytest.raises(FewstepError, match=message):
+        TrainerConfig(**field)
+
+
+def test_tensorboard_shows_the_curve(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    phases, module = linear_phase()
+    train(phases, batches, module, replace(CONFIG, iterations=3), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("only/loss")]
+    assert shown == [(point["step"], pytest.approx(point["only/loss"])) for point in read_curve(tmp_path)]
+
+
+def test_progress_tells_the_time_left() -> None:
+    assert remaining(at_start=0.5, now=0.6, seconds=60) == timedelta(minutes=4)
+    assert remaining(at_start=0.5, now=1.0, seconds=60) == timedelta(0)

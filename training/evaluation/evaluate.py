@@ -3,8 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,26 +19,31 @@ from .metrics import (
     frechet_distance,
     kernel_distance,
     match_at_1,
+    pair_distance,
     precision_recall,
     require_images,
     share_equal,
 )
 from .reference import Reference, shown_by
+from .split import Report, Split, prompt_positions
 
 LEAST_IMAGES = DENSITY_NEIGHBOURS + 1
+FD_IMAGES = 200
+"""Below this, half the real emoji is further from the other half (119 at 91 images) than a fair generator at 400."""
+DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 4
 
 Generate = Callable[[Sequence[str], Sequence[int]], npt.NDArray[np.uint8]]
-Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Scores:
     """How generated images compare with real ones; `metrics` defines each score.
 
-    `fd` is FD-EffLite0, the Fréchet distance in EfficientNet-Lite0 features. Compare scores of as many images only.
+    `fd` is FD-EffLite0, the Fréchet distance in EfficientNet-Lite0 features; None with fewer than `FD_IMAGES` images on
+    either side. Compare scores of as many images only.
     """
 
-    fd: float
+    fd: float | None
     kid: float
     kid_std: float
     precision: float
@@ -54,35 +58,26 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation(Scores):
-    """Scores of a generator, and all that is needed to get them again.
+    """Scores of a generator, and what it was asked for.
 
     Args:
+        diversity: intra-prompt feature distance, `metrics.pair_distance` over `DIVERSITY_SEEDS` images of each of the
+            first `DIVERSITY_PROMPTS` prompts; 0 if the seed makes no difference.
         seed: of the first image; the others count up from it.
-        seconds: spent generating.
+        seconds: spent generating, the further images for `diversity` included.
+        split: the captions' split.
         data: identity of the captions and real images.
         feature_network: name of the network that compares images.
         feature_identity: SHA-256 of that network.
-        split: the captions' split.
-        steps: network evaluations, as are the next three of the pipeline that generated.
-        sampler: its name.
-        guidance: scale.
-        engine: its name.
     """
 
+    diversity: float
     seed: int
     seconds: float
+    split: str
     data: str
     feature_network: str
     feature_identity: str
-    split: str | None = None
-    steps: int | None = None
-    sampler: str | None = None
-    guidance: float | None = None
-    engine: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -94,85 +89,85 @@ class Floors:
             (at as many images); but its matches find the same thing in another style, if at all.
         shuffled_match_at_1: of real images under each other's captions, as of a generator that ignores its prompt.
         shuffled_match_style_at_1: the same for label and style.
+        unrelated_distance: `metrics.pair_distance` of real images of any caption, the most that `diversity` should be.
     """
 
     halves: Scores
     shuffled_match_at_1: float
     shuffled_match_style_at_1: float
+    unrelated_distance: float
 
 
 def evaluate(
     generate: Generate,
-    data: CaptionedImages,
-    reference: Reference,
-    gallery: Reference,
+    split: Split,
     network: FeatureNetwork,
     count: int,
     seed: int,
     batch_size: int = 32,
     report: Report | None = None,
 ) -> Evaluation:
-    """Generate `count` images from the data's captions and compare them with the real images of the same captions.
+    """Generate `count` images from the split's captions and compare them with the real images of the same captions.
 
     Args:
         generate: takes prompts and as many seeds, returns (N, H, W, 3) uint8 images.
-        data: whose canonical captions are the prompts, see `prompt_positions`.
-        reference: features of these data.
-        gallery: the real images in which match@1 looks for the nearest.
-        network: what made both, and sees the generated images.
+        split: whose canonical captions are the prompts, see `prompt_positions`.
+        network: what made the split's features, and sees the generated images.
         count: how many to generate; beyond the number of captions they come round again with other seeds.
         seed: of the first image; the others count up from it.
         batch_size: prompts a call of `generate`.
-        report: called with (stage, images done, images in all).
+        report: follows the stages `generate` and `features`.
 
     Raises:
         FewstepError: too few images for a metric, or generated images that differ in size from the real ones.
     """
     report = report or (lambda stage, done, total: None)
-    require_images(min(count, len(data.captions)), LEAST_IMAGES)
-    positions = prompt_positions(len(data.captions), count)
+    captions = len(split.images.captions)
+    require_images(min(count, captions), LEAST_IMAGES)
+    positions = prompt_positions(captions, count)
+    repeated = positions[: min(DIVERSITY_PROMPTS, count, captions)]
+    asked = positions + (DIVERSITY_SEEDS - 1) * repeated
     begin = time.perf_counter()
-    images = _generate_all(generate, data, positions, seed, batch_size, partial(report, "generate"))
+    images = _generate_all(generate, split.images, asked, seed, batch_size, partial(report, "generate"))
     seconds = time.perf_counter() - begin
-    generated = compute_features(network, images, partial(report, "features"))
-    shown = shown_by(data)
-    real = reference.features[positions[: len(data.captions)]]
-    scores = _score(real, generated, gallery, [shown[position] for position in positions])
+    features = compute_features(network, images, partial(report, "features"))
+    generated, again = features[:count], torch.split(features[count:], len(repeated))
+    shown = shown_by(split.images)
+    real = split.reference.features[positions[:captions]]
+    scores = _score(real, generated, split.gallery, [shown[position] for position in positions])
     return Evaluation(
         **asdict(scores),
+        diversity=pair_distance(torch.stack([generated[: len(repeated)], *again], dim=1)),
         seed=seed,
         seconds=seconds,
-        data=data.identity,
+        split=split.name,
+        data=split.images.identity,
         feature_network=network.name,
         feature_identity=network.identity,
     )
 
 
-def floors(reference: Reference, count: int) -> Floors:
+@lru_cache(maxsize=1)  # a benchmark asks again for every contender
+def floors(split: Split, count: int) -> Floors:
     """The scores of real images against real ones: two random halves, of `count` images each at most.
 
     Raises:
         FewstepError: too few images for a metric.
     """
+    features, shown = split.reference.features, split.reference.shown
     require_images(count, LEAST_IMAGES)
-    require_images(len(reference.shown), 2 * LEAST_IMAGES)
-    order = prompt_positions(len(reference.shown), len(reference.shown))
+    require_images(len(shown), 2 * LEAST_IMAGES)
+    order = prompt_positions(len(shown), len(shown))
     size = min(count, len(order) // 2)
     one, other = (
-        Reference(reference.features[half], tuple(reference.shown[position] for position in half))
+        Reference(features[half], tuple(shown[position] for position in half))
         for half in (order[:size], order[size : 2 * size])
     )
-    shuffled = share_equal(reference.shown, [reference.shown[position] for position in order])
-    return Floors(_score(one.features, other.features, one, other.shown), *shuffled)
-
-
-def prompt_positions(captions: int, count: int) -> list[int]:
-    """Which captions to generate from: the first `count` of one fixed shuffle, round after round.
-
-    They depend on nothing else: every model gets the same prompts, and a smaller count some of a larger one's.
-    """
-    order = torch.randperm(captions, generator=torch.Generator().manual_seed(0)).tolist()
-    return [order[index % captions] for index in range(count)]
+    return Floors(
+        _score(one.features, other.features, one, other.shown),
+        *share_equal(shown, [shown[position] for position in order]),
+        pair_distance(one.features[None]),
+    )
 
 
 def _generate_all(
@@ -202,7 +197,7 @@ def _score(real: Tensor, generated: Tensor, gallery: Reference, wanted: Sequence
     density, coverage = density_coverage(real, generated)
     match, match_style = match_at_1(generated, gallery.features, wanted, gallery.shown)
     return Scores(
-        fd=frechet_distance(real, generated),
+        fd=frechet_distance(real, generated) if min(len(real), len(generated)) >= FD_IMAGES else None,
         kid=kid,
         kid_std=kid_std,
         precision=precision,

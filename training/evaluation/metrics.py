@@ -121,6 +121,21 @@ def share_equal(wanted: Sequence[tuple[str, str]], found: Sequence[tuple[str, st
     return labels / len(pairs), sum(one == other for one, other in pairs) / len(pairs)
 
 
+def pair_distance(features: Tensor) -> float:
+    """Mean of 1 - cosine over all pairs of images within a group, and over groups; in [0, 1] for features >= 0.
+
+    It is a feature distance, not LPIPS: of pooled features, which see what a picture shows more than where.
+
+    Args:
+        features: (G, S, D) of G groups of S images, 2 at least.
+    """
+    size = features.shape[1]
+    total = functional.normalize(features.double(), dim=-1).sum(dim=1)
+    # All S^2 cosines of a group add up to the squared length of its sum; S of them are an image's with itself.
+    cosines = (total.square().sum(dim=-1) - size) / (size * (size - 1))
+    return float(1 - cosines.mean())
+
+
 def _balls_holding(points: Tensor, centres: Tensor, neighbours: int) -> Iterator[Tensor]:
     """For each chunk of points: which of the N balls around the centres hold each, (chunk, N) bool."""
     # float64, for cdist subtracts squared norms: in float32 an image would not lie at distance 0 from itself.

@@ -1,114 +1,144 @@
-"""Evaluates a model directory and leaves the result in it."""
+"""Evaluates an open model and leaves the result in its directory."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ...runtime.files import write_json
-from ...runtime.pipeline import Pipeline, Result
-from ..data.packed import CaptionedImages, load_captioned_images
-from .evaluate import Evaluation, Report, evaluate, floors, prompt_positions
+from ...runtime.errors import FewstepError
+from ...runtime.files import read_json, write_json
+from ...runtime.pipeline import DEFAULT_TEACHER_STEPS, Pipeline
+from .evaluate import evaluate, floors
 from .features import FeatureNetwork
-from .reference import Reference, join, load_reference
 from .sheet import save_sheet
+from .split import Report, Split, prompt_positions
 
 SHEET_IMAGES = 12
+EVALUATION = "evaluation"
+"""Folder of a model's results."""
 
 
-def evaluate_model(
-    directory: Path,
-    data: Path,
-    split: str,
-    count: int,
-    steps: int | None,
-    sampler: str | None,
-    guidance: float | None,
-    seed: int,
-    engine: str,
-    batch_size: int,
-) -> Evaluation:
-    """Evaluate a teacher or a student; write the result with its floors to `DIRECTORY/evaluation/NAME.json`.
+@dataclass(frozen=True)
+class Setting:
+    """What a model is asked for.
+
+    Args:
+        count: images.
+        seed: of the first image; the others count up from it.
+        steps: network evaluations; None, here and in the next two, for the model's own.
+        sampler: a name in `SAMPLERS`, for a teacher.
+        guidance: scale, for a teacher.
+        batch_size: images an engine call.
+    """
+
+    count: int = 1000
+    seed: int = 0
+    steps: int | None = None
+    sampler: str | None = None
+    guidance: float | None = None
+    batch_size: int = 32
+
+
+def evaluate_open(
+    pipeline: Pipeline, split: Split, network: FeatureNetwork, setting: Setting, report: Report | None = None
+) -> dict[str, Any]:
+    """Evaluate a teacher or a student; write the result to `DIRECTORY/evaluation/NAME.json` and return it.
 
     Beside it goes `NAME.png`, a dozen of the real images above what was generated for their captions.
+
     Args:
-        directory: the model.
-        data: a captioned data set.
-        split: whose captions to generate from; see `open_split` for where match@1 looks.
-        count: how many images.
-        steps: network evaluations; None, here and in the next two, for the model's own.
-        sampler: a name in `SAMPLERS`.
-        guidance: scale.
-        seed: of the first image.
-        engine: as for `Pipeline.from_pretrained`.
-        batch_size: images an engine call.
+        pipeline: the model.
+        split: from `open_split`, which also serves other models.
+        network: what opened the split.
+        setting: what to generate.
+        report: follows the stages, which begin with the model's kind.
+
+    Returns:
+        The fields of `Evaluation`, those of `drawing`, and `floors`.
 
     Raises:
-        FewstepError: as `Pipeline`, `load_captioned_images` and `evaluate` do.
+        FewstepError: as `Pipeline.generate` and `evaluate` do.
     """
-    pipeline = Pipeline.from_pretrained(directory, engine)
-    network = FeatureNetwork().to(pipeline.device)
-    results: list[Result] = []
+    follow = report or (lambda stage, done, total: None)
+    first: list[npt.NDArray[np.uint8]] = []
+    engines: list[str] = []
 
     def generate(prompts: Sequence[str], seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
-        results.append(pipeline.generate(prompts, steps, seeds, 1, guidance, sampler, batch_size))
-        return results[-1].arrays
-
-    with _progress() as report:
-        images, reference, gallery = open_split(data, split, network, report)
-        limits = floors(reference, count)  # before the long part, for it may find too few images
-        scores = evaluate(generate, images, reference, gallery, network, count, seed, batch_size, report)
-    evaluation = replace(
-        scores,
-        split=split,
-        steps=results[0].steps,
-        sampler=sampler or pipeline.card.sampler,
-        guidance=pipeline.card.guidance if guidance is None else guidance,
-        engine=results[0].engine,
-    )
-    file = directory / "evaluation" / f"{_name(evaluation)}.json"
-    write_json(file, {**evaluation.as_dict(), "floors": asdict(limits)})
-    _save_first(images, results, count, file.with_suffix(".png"))
-    return evaluation
-
-
-def open_split(
-    data: Path, split: str, network: FeatureNetwork, report: Report
-) -> tuple[CaptionedImages, Reference, Reference]:
-    """The images of a split, their features, and the gallery in which match@1 looks for the nearest.
-
-    The gallery is the training images and those of the split, so that held-out prompts have their right answer in it.
-    """
-    splits = {name: load_captioned_images(data, name) for name in dict.fromkeys((split, "train"))}
-    references = {
-        name: load_reference(
-            images, network, data / ".packed" / f"features-{name}.safetensors", partial(report, f"real, {name}")
+        result = pipeline.generate(
+            prompts, setting.steps, seeds, 1, setting.guidance, setting.sampler, setting.batch_size
         )
-        for name, images in splits.items()
+        first.extend(result.arrays[: SHEET_IMAGES - len(first)])
+        engines.append(result.engine)
+        return result.arrays
+
+    limits = floors(split, setting.count)  # before the long part, for it may find too few images
+    scores = evaluate(
+        generate,
+        split,
+        network,
+        setting.count,
+        setting.seed,
+        setting.batch_size,
+        lambda stage, done, total: follow(f"{pipeline.card.kind}, {stage}", done, total),
+    )
+    entry = {**asdict(scores), **drawing(pipeline, setting), "engine": engines[0], "floors": asdict(limits)}
+    file = _file(pipeline, entry)
+    write_json(file, entry)
+    _save_sheet(split, np.stack(first[: setting.count]), file.with_suffix(".png"))
+    return entry
+
+
+def find_evaluation(
+    pipeline: Pipeline, split: Split, network: FeatureNetwork, setting: Setting
+) -> dict[str, Any] | None:
+    """What `evaluate_open` left behind for these weights, data, features and setting; None if it did not run."""
+    wanted = {
+        **drawing(pipeline, setting),
+        "split": split.name,
+        "data": split.images.identity,
+        "feature_identity": network.identity,
+        "images": setting.count,
+        "seed": setting.seed,
     }
-    return splits[split], references[split], join(list(references.values()))
+    try:
+        found: dict[str, Any] = read_json(_file(pipeline, wanted))
+    except FewstepError:  # absent or damaged: to be evaluated
+        return None
+    return found if all(found.get(name) == value for name, value in wanted.items()) else None
 
 
-def _name(evaluation: Evaluation) -> str:
-    setting = f"{evaluation.split}-{evaluation.steps}-step-{evaluation.sampler}-guidance-{evaluation.guidance:g}"
-    return f"{setting}-{evaluation.engine}-{evaluation.images}-images-seed-{evaluation.seed}"
+def drawing(pipeline: Pipeline, setting: Setting) -> dict[str, Any]:
+    """Which network draws, and how: `weights`, `steps`, `sampler`, `guidance` and `engine`."""
+    card = pipeline.card
+    return {
+        "weights": card.weights,
+        "steps": setting.steps or (card.steps[0] if card.steps else DEFAULT_TEACHER_STEPS),
+        "sampler": setting.sampler or card.sampler,
+        "guidance": card.guidance if setting.guidance is None else setting.guidance,
+        "engine": pipeline.engine_name,
+    }
 
 
-def _save_first(data: CaptionedImages, results: Sequence[Result], count: int, path: Path) -> None:
-    positions = prompt_positions(len(data.captions), count)[:SHEET_IMAGES]
-    generated = np.concatenate([result.arrays for result in results])[: len(positions)]
+def _file(pipeline: Pipeline, entry: dict[str, Any]) -> Path:
+    how = f"{entry['split']}-{entry['steps']}-step-{entry['sampler']}-guidance-{entry['guidance']:g}"
+    name = f"{how}-{entry['engine']}-{entry['images']}-images-seed-{entry['seed']}.json"
+    return pipeline.directory / EVALUATION / name
+
+
+def _save_sheet(split: Split, generated: npt.NDArray[np.uint8], path: Path) -> None:
+    data = split.images
+    positions = prompt_positions(len(data.captions), len(generated))
     real = data.images[positions].permute(0, 2, 3, 1).numpy()
-    captions = [data.captions[position][0] for position in positions]
-    save_sheet({"real": real, "generated": generated}, captions, path)
+    save_sheet({"real": real, "generated": generated}, [data.captions[position][0] for position in positions], path)
 
 
 @contextmanager
-def _progress() -> Iterator[Report]:
+def evaluation_progress() -> Iterator[Report]:
     """Show one bar a stage."""
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:

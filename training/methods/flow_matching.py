@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ...runtime.denoiser import Condition, Denoiser, add_noise
 from ..batches import ConditionedBatch
-from ..trainer import Loss, Phase
+from ..phase import Draws, Loss, Phase
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ def flow_matching_phase(
         config: constants.
     """
 
-    def loss(batch: ConditionedBatch, generator: torch.Generator) -> Loss:
+    def loss(batch: ConditionedBatch, draws: Draws) -> Loss:
         x_0 = batch.x_0
-        t = logit_normal_times(len(x_0), config, generator, x_0.device)
-        dropped = torch.rand(len(x_0), generator=generator, device=x_0.device) < config.dropout
+        t = logit_normal_times(len(x_0), config, draws.own, x_0.device)
+        dropped = torch.rand(len(x_0), generator=draws.own, device=x_0.device) < config.dropout
         condition = drop_condition(batch.condition, negative, dropped)
-        value = denoising_loss(denoiser, x_0, t, condition, generator)
+        value = denoising_loss(denoiser, x_0, t, condition, draws.own)
         return value, {}
 
     return Phase("teacher", network, loss, config.learning_rate)

@@ -1,0 +1,102 @@
+"""Several processes, and processes that are killed: the weights are those of one process that runs through."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep.runtime.errors import FewstepError
+from fewstep.training.distribution import make_accelerator
+from fewstep.training.trainer import TrainerConfig
+
+HERE = Path(__file__).parent
+LAUNCH = [
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+]  # accelerate starts several processes without MPI only under --multi_gpu; the trainer keeps them on the CPU
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": str(HERE)}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+def launch(folder: Path, processes: int = 2, **options: Any) -> subprocess.CompletedProcess[str]:
+    return run(*(LAUNCH if processes == 2 else []), str(HERE / "launched.py"), str(folder), json.dumps(options))
+
+
+def read(folder: Path, name: str = "state.pt") -> Any:
+    return torch.load(folder / name, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process that accumulates two micro-batches; `half` is where it stood after half of its steps."""
+    folder = tmp_path_factory.mktemp("one")
+    for iterations in (4, 8):
+        result = launch(folder, processes=1, accumulation=2, iterations=iterations)
+        assert result.returncode == 0, result.stderr
+        if iterations == 4:
+            shutil.copytree(folder, folder / "half")
+    return folder
+
+
+def assert_same_run(folder: Path, other: Path, tolerance: float) -> None:
+    """Weights, moments (and so gradients), averages and curves."""
+    first, second = read(folder), read(other)
+    for name in ("turns", "ema", "averages"):
+        torch.testing.assert_close(first[name], second[name], rtol=tolerance, atol=tolerance)
+    curves = zip(first["progress"]["curve"], second["progress"]["curve"], strict=True)
+    assert all(point | {"seconds": 0} == pytest.approx(same | {"seconds": 0}, abs=1e-6) for point, same in curves)
+    for student in ("student-main.pt", "student-other.pt"):
+        torch.testing.assert_close(
+            read(other, student), read(folder, "student-main.pt"), rtol=tolerance, atol=tolerance
+        )
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
+def test_two_processes_go_on_as_one_that_accumulates(one: Path, sharded: bool, tmp_path: Path) -> None:
+    """Noise, dropout, data, logged means: all follow the shard, whichever process has it."""
+    folder = shutil.copytree(one / "half", tmp_path / "two")
+    assert read(folder)["progress"]["step"] == 4
+    result = launch(folder, sharded=sharded)
+    assert result.returncode == 0, result.stderr
+    assert_same_run(one, folder, 1e-6 if sharded else 1e-7)
+
+
+def test_another_number_of_shards_is_a_changed_recipe(one: Path) -> None:
+    before = (one / "state.pt").read_bytes()
+    result = launch(one, processes=1, accumulation=3, iterations=20)
+    assert result.returncode == 2
+    assert "begun with processes x accumulation = 2, and is now given 3" in result.stderr
+    assert (one / "state.pt").read_bytes() == before
+
+
+def test_killed_at_any_moment_and_resumed_equals_uninterrupted_to_the_bit(tmp_path: Path) -> None:
+    result = run(str(HERE / "killed.py"), str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) >= 3
+    whole, parts = read(tmp_path / "whole"), read(tmp_path / "parts")
+    for name in ("turns", "ema", "averages"):
+        torch.testing.assert_close(whole[name], parts[name], rtol=0, atol=0)
+    assert not list((tmp_path / "parts").glob(".*.part"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed cannot train several networks with an optimiser each"),
+        ("ACCELERATE_USE_FSDP", "FSDP needs two or more GPUs: launch without --use_fsdp"),
+    ],
+)
+def test_unsupported_configurations_are_refused(variable: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(FewstepError, match=message):
+        make_accelerator(nn.Linear(2, 2), TrainerConfig())

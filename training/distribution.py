@@ -1,0 +1,125 @@
+"""Where accelerate meets the trainer: one module a phase, so that DDP and FSDP see every use of its parameters.
+
+The losses call their networks through closures, by whatever method they like. So not the networks are prepared but
+`PhaseModule`, whose forward is the whole loss. FSDP (version 2) shards weights, gradients, moments and averages of each
+phase as one group, which is gathered while any phase computes.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Generic
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..runtime.errors import FewstepError, require
+from .phase import Batch, Draws, Loss, Phase
+from .trainer_config import TrainerConfig
+
+
+class PhaseModule(nn.Module, Generic[Batch]):
+    """A phase's loss as the forward of one module that owns its parameters."""
+
+    def __init__(self, phase: Phase[Batch]) -> None:
+        super().__init__()
+        self.trained, self.loss = phase.module, phase.loss
+
+    def forward(self, batch: Batch, draws: Draws) -> Loss:
+        """The loss, and what is logged, which carries no gradient."""
+        loss, logged = self.loss(batch, draws)
+        return loss, {name: value.detach() for name, value in logged.items()}
+
+
+def make_accelerator(module: nn.Module, config: TrainerConfig) -> Any:
+    """The `Accelerator` of this process, on the device of `module`, as `accelerate launch` configured it.
+
+    Raises:
+        FewstepError: the configuration asks for what several networks with optimisers of their own cannot have.
+    """
+    accelerate = require("accelerate", "train")
+    if _switched_on("ACCELERATE_USE_DEEPSPEED"):
+        raise FewstepError(
+            "DeepSpeed cannot train several networks with an optimiser each: launch with "
+            "--use_fsdp --fsdp_version 2, which shards weights, gradients and moments too"
+        )
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    # A loss need not use every parameter (a network's input for the guidance scale, say).
+    ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
+    # Its autocast allows a process one precision in its whole life, so the trainer has its own.
+    accelerator = accelerate.Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[ddp])
+    accelerator.gradient_accumulation_steps = config.accumulation
+    kind = accelerator.distributed_type
+    if _switched_on("ACCELERATE_USE_FSDP") and kind != accelerate.DistributedType.FSDP:
+        raise FewstepError("FSDP needs two or more GPUs: launch without --use_fsdp")
+    if kind == accelerate.DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise FewstepError("FSDP is supported in its second version only: launch with --fsdp_version 2")
+    if kind == accelerate.DistributedType.FSDP and config.precision == "fp16":
+        raise FewstepError("FSDP does not go with fp16 here: choose bf16")
+    return accelerator
+
+
+def prepare(accelerator: Any, phase: Phase[Batch], optimizer: Any) -> tuple[Any, Any]:
+    """The phase's module and its optimiser, ready for any number of processes.
+
+    Raises:
+        FewstepError: accelerate is configured to shard parts of a network by themselves.
+    """
+    module, optimizer = accelerator.prepare(PhaseModule(phase), optimizer)
+    if any(isinstance(part, FSDPModule) for part in phase.module.modules()):
+        raise FewstepError("each phase is sharded as a whole: launch with --fsdp_auto_wrap_policy NO_WRAP")
+    return module, optimizer
+
+
+def is_main_process() -> bool:
+    """Whether this process, of all that were launched together, is the one that writes."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+@contextmanager
+def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let prepared modules hold all of their weights for a while; only FSDP has anything to do."""
+    sharded = [module for module in modules if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+
+
+def release(module: nn.Module) -> None:
+    """Give a module whose weights FSDP has sharded whole weights again, for good."""
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
+                setattr(part, name, nn.Parameter(whole(parameter), parameter.requires_grad))
+                part._state_dict_pre_hooks.clear()  # FSDP's, which would shard them once more
+                part._load_state_dict_pre_hooks.clear()
+
+
+def whole(value: Any) -> Any:
+    """All of a tensor, or of every tensor in a nested mapping, that FSDP may have sharded; detached."""
+    if isinstance(value, Mapping):
+        return {name: whole(each) for name, each in value.items()}
+    if isinstance(value, DTensor):
+        return value.full_tensor().detach()
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor, which is all of it without FSDP."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(example: Tensor, value: Tensor) -> Tensor:
+    """`value` sharded as `example`, if that is sharded and has the same shape."""
+    if not isinstance(example, DTensor) or example.shape != value.shape:
+        return value
+    return distribute_tensor(value.to(example.device), example.device_mesh, example.placements)
+
+
+def _switched_on(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"

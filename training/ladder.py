@@ -1,0 +1,150 @@
+"""The ladder: every method on one data set, at one budget, evaluated beside the teacher's own solvers.
+
+Each rung is trained and evaluated by the same functions as the commands `fewstep train` and `fewstep evaluate`; what is
+finished is not done again, and what was interrupted goes on.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..runtime.artefact import CARD, read_card
+from ..runtime.errors import FewstepError
+from ..runtime.pipeline import DEFAULT_TEACHER_STEPS, Pipeline
+from .evaluation.features import FeatureNetwork
+from .evaluation.model import Setting, evaluate_open, evaluation_progress, find_evaluation
+from .evaluation.split import Split, open_split
+from .methods import METHODS, get_method
+from .recipe import AutoencoderRecipe, StudentRecipe, TeacherRecipe
+from .train_autoencoder import train_autoencoder
+from .train_student import train_student
+from .train_teacher import train_teacher
+
+STEPS = (1, 2, 4)
+SOLVERS = ("ddim", "dpm++2m")
+
+
+@dataclass(frozen=True)
+class LadderConfig:
+    """Budgets of a ladder.
+
+    Args:
+        methods: names in `methods.METHODS`; all of them when empty.
+        minutes: of training, for each student.
+        teacher_minutes: of training, for the teacher.
+        autoencoder_minutes: of training, for the autoencoder.
+        count: images an evaluation.
+        seeds: each student is trained once for each.
+    """
+
+    methods: tuple[str, ...] = ()
+    minutes: float = 8.0
+    teacher_minutes: float = 30.0
+    autoencoder_minutes: float = 10.0
+    count: int = 2000
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            get_method(name)
+        if min(self.minutes, self.teacher_minutes, self.autoencoder_minutes) <= 0:
+            raise FewstepError("every budget of the ladder must be more than 0 minutes")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One student of the ladder: a method, the step count it is trained for, and a seed."""
+
+    method: str
+    steps: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.method}-{self.steps}-seed-{self.seed}"
+
+
+def climb(data: Path, out: Path, config: LadderConfig, device: torch.device) -> list[dict[str, Any]]:
+    """Train and evaluate what is missing.
+
+    Args:
+        data: a captioned data set.
+        out: folder of the ladder: `autoencoder`, `teacher`, and a folder a student.
+        config: budgets.
+        device: where to train and evaluate.
+
+    Returns:
+        The evaluations: of the teacher at its reference setting, of its solvers at few steps, then of every student;
+        each with `model`, its directory's name, `method` and `kind`, and the `minutes` of its training.
+
+    Raises:
+        FewstepError: the data cannot be read, or a training fails.
+    """
+    teacher = _teacher(data, out, config, device)
+    network = FeatureNetwork().to(device)
+    with evaluation_progress() as report:
+        split = open_split(data, "train", network, report)
+    entries = _evaluations(teacher, split, network, _solver_settings(config), device)
+    for method, seed in product(config.methods or METHODS, config.seeds):
+        for student, steps in _students(method, seed, teacher, data, out, config, device):
+            entries += _evaluations(student, split, network, [Setting(config.count, steps=steps)], device)
+    return entries
+
+
+def _students(
+    method: str, seed: int, teacher: Path, data: Path, out: Path, config: LadderConfig, device: torch.device
+) -> Iterator[tuple[Path, int]]:
+    """For each step count a student that serves it, trained if none before it does."""
+    serving: dict[int, Path] = {}
+    for steps in sorted(STEPS, reverse=True):
+        if steps not in serving:
+            rung = Rung(method, steps, seed)
+            student = out / rung.name
+            if not (student / CARD).is_file():
+                train_student(method, teacher, data, student, student_recipe(rung, config), device)
+            serving = dict.fromkeys(read_card(student).steps, student) | serving
+        yield serving[steps], steps
+
+
+def student_recipe(rung: Rung, config: LadderConfig) -> StudentRecipe[Any]:
+    """A method's default recipe, within the ladder's budget."""
+    recipe: StudentRecipe[Any] = StudentRecipe(get_method(rung.method).Config(), steps=rung.steps)
+    return replace(recipe, trainer=replace(recipe.trainer, minutes=config.minutes, seed=rung.seed))
+
+
+def _teacher(data: Path, out: Path, config: LadderConfig, device: torch.device) -> Path:
+    autoencoder, teacher = out / "autoencoder", out / "teacher"
+    if not (autoencoder / "vae").is_dir():
+        recipe = AutoencoderRecipe()
+        trainer = replace(recipe.trainer, minutes=config.autoencoder_minutes)
+        train_autoencoder(data, autoencoder, replace(recipe, trainer=trainer), device)
+    if not (teacher / CARD).is_file():
+        teaching = TeacherRecipe()
+        trainer = replace(teaching.trainer, minutes=config.teacher_minutes)
+        train_teacher(data, autoencoder, teacher, replace(teaching, trainer=trainer), device)
+    return teacher
+
+
+def _solver_settings(config: LadderConfig) -> list[Setting]:
+    few = [Setting(config.count, steps=steps, sampler=solver) for solver in SOLVERS for steps in STEPS]
+    return [Setting(config.count, steps=DEFAULT_TEACHER_STEPS), *few]
+
+
+def _evaluations(
+    directory: Path, split: Split, network: FeatureNetwork, settings: Sequence[Setting], device: torch.device
+) -> list[dict[str, Any]]:
+    pipeline = Pipeline.from_pretrained(directory, "torch", device.type)
+    entries = []
+    with evaluation_progress() as report:
+        for setting in settings:
+            entry = find_evaluation(pipeline, split, network, setting)
+            entries.append(entry or evaluate_open(pipeline, split, network, setting, report))
+    card = pipeline.card
+    minutes = card.raw["recipe"]["trainer"]["minutes"]
+    more = {"model": directory.name, "method": card.method, "kind": card.kind, "minutes": minutes}
+    return [entry | more for entry in entries]
