@@ -41,12 +41,12 @@ class PairsConfig:
     Args:
         count: of pairs, rounded up to whole batches (rf++: 1 million for CIFAR-10).
         sampler: of the teacher, one that draws no noise (rf++: `heun`).
-        steps: of that sampler from noise to sample (rf++: 18).
+        solver_steps: of that sampler from noise to sample (rf++: 18).
     """
 
     count: int = 8192
     sampler: str = "dpm++2m"
-    steps: int = 16
+    solver_steps: int = 16
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ def make_pairs(
     if get_sampler(config.sampler).stochastic:
         names = ", ".join(name for name, sampler in SAMPLERS.items() if not sampler.stochastic)
         raise FewstepError(f"pairs need a sampler that draws no noise, not {config.sampler}: choose from {names}")
-    if config.count < 1 or config.steps < 1:
+    if config.count < 1 or config.solver_steps < 1:
         raise FewstepError(
-            f"{config.count} pairs of {config.steps} solver steps are not possible: give 1 or more of each"
+            f"{config.count} pairs of {config.solver_steps} solver steps are not possible: give 1 or more of each"
         )
     shape = tuple(task.batches(0, CONDITION_PHASE).x_0.shape)
-    determined = [name, config.sampler, config.steps, list(times), shape]  # not the count: a larger one goes on
+    determined = [name, config.sampler, config.solver_steps, list(times), shape]  # not the count: a larger one goes on
     key = hashlib.sha256(json.dumps(determined).encode()).hexdigest()[:16]
     chunks = -(-config.count // shape[0])
     pairs = Pairs(task.folder / "pairs" / f"{name}-{key}", chunks, tuple(times), task.batches, task.device)
@@ -151,7 +151,7 @@ def _solve(denoiser: DenoiserLike, x_T: Tensor, pairs: Pairs, number: int, confi
         raise AssertionError("a deterministic sampler asked for noise")
 
     condition = pairs.batches(number, CONDITION_PHASE).condition
-    steps = -(-config.steps // (len(pairs.times) - 1))
+    steps = -(-config.solver_steps // (len(pairs.times) - 1))
     path = [x_T]
     for here, there in pairwise(pairs.times):
         inner = [here + (there - here) * step / steps for step in range(steps)]

@@ -55,6 +55,10 @@ class Watch(Protocol):
         """Begin anew: the weights are those of an earlier step."""
         ...
 
+    def sound(self) -> bool:
+        """Whether the student shows no sign of collapse as it is now, so that it is worth going back to."""
+        ...
+
 
 def train(
     phases: list[Phase[Batch]],
@@ -140,7 +144,8 @@ class _Trainer(Generic[Batch]):
                     self._reach_checkpoint()
                 except DivergenceError as collapse:
                     self._roll_back(collapse)
-                self._save()
+                if self._fraction() == 1 or self._sound():
+                    self._save()
                 if on_checkpoint:
                     with self.ema.in_place(), gathered(self.modules):
                         self._on_main(lambda: on_checkpoint(self.progress.step))
@@ -230,6 +235,13 @@ class _Trainer(Generic[Batch]):
     def _collapsed(self, watch: Watch) -> bool:
         with gathered(self.modules):
             return bool(self._of_main(self.main and watch(self.progress.step, self.progress.latest)))
+
+    def _sound(self) -> bool:
+        """Whether to keep this state: where nobody will go back on purpose, every finite one."""
+        if not (self.watch and self.config.rollback):
+            return True
+        with gathered(self.modules):
+            return bool(self._of_main(self.main and self.watch.sound()))
 
     def _roll_back(self, collapse: DivergenceError) -> None:
         """Go back to the last checkpoint with half the learning rates; the time spent stays spent."""

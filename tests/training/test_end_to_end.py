@@ -63,7 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def student_recipe(method: str, steps: int) -> StudentRecipe[Any]:
     config = get_method(method).Config()
     if hasattr(config, "pairs"):
-        config = replace(config, pairs=PairsConfig(count=8, steps=2))
+        config = replace(config, pairs=PairsConfig(count=8, solver_steps=2))
     return StudentRecipe(config, TRAINER, steps, batch_size=4)
 
 

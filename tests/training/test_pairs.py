@@ -20,7 +20,7 @@ from fewstep.training.phase import Draws
 from .points import InFloat32, seeded
 
 MEAN = torch.tensor([0.5, -0.3])
-SMALL = PairsConfig(count=96, sampler="heun", steps=4)  # three chunks of the fixture's 32
+SMALL = PairsConfig(count=96, sampler="heun", solver_steps=4)  # three chunks of the fixture's 32
 
 
 @dataclass
@@ -51,7 +51,7 @@ def task(point_task: Callable[..., Task], gaussian: Any) -> Task:
 @pytest.mark.parametrize("schedule", [Flow(), EDM(sigma_max=20), Trig()], ids=["flow", "edm", "trig"])
 def test_pairs_are_the_teachers_trajectories(schedule: Schedule, task: Task, gaussian: Any) -> None:
     teacher, times = gaussian(MEAN, schedule=schedule), (1.0, 0.6, 0.0)
-    pairs = make_pairs(task, InFloat32(teacher), "test", replace(SMALL, steps=160), times)
+    pairs = make_pairs(task, InFloat32(teacher), "test", replace(SMALL, solver_steps=160), times)
     batch = pairs.chunk(1)
     x_T = batch.path[0]
     assert batch.path.shape == (3, 32, 2)
@@ -117,7 +117,7 @@ def test_processes_begin_at_different_chunks(task: Task, monkeypatch: pytest.Mon
     assert [file.stem for file in sorted(next((task.folder / "pairs").iterdir()).glob("0*"))] == ["000001"]
 
 
-@pytest.mark.parametrize("change", [{"steps": 5}, {"sampler": "ddim"}])
+@pytest.mark.parametrize("change", [{"solver_steps": 5}, {"sampler": "ddim"}])
 def test_other_solvers_give_other_pairs(change: dict[str, Any], task: Task) -> None:
     folders = {make_pairs(task, task.teacher, "test", config).folder for config in (SMALL, replace(SMALL, **change))}
     assert len(folders) == 2
@@ -130,7 +130,7 @@ def test_pairs_of_another_teacher_are_refused(task: Task, gaussian: Any) -> None
         make_pairs(task, gaussian(MEAN + 0.1), "test", SMALL)
 
 
-@pytest.mark.parametrize("change", [{"count": 0}, {"steps": 0}])
+@pytest.mark.parametrize("change", [{"count": 0}, {"solver_steps": 0}])
 def test_no_pairs_at_all_are_refused(change: dict[str, int], task: Task) -> None:
     with pytest.raises(FewstepError, match="give 1 or more of each"):
         make_pairs(task, task.teacher, "test", replace(SMALL, **change))

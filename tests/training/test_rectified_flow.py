@@ -177,7 +177,7 @@ def test_times_of_training_are_even(draws: Callable[[], Draws]) -> None:
 
 def test_each_round_learns_from_the_flow_before_it(point_task: Callable[..., Task], mixture: Any) -> None:
     task = point_task(mixture(), steps=2)
-    config = Config(rounds=2, guidance=1.0, pairs=PairsConfig(count=32, sampler="ddim", steps=4))
+    config = Config(rounds=2, guidance=1.0, pairs=PairsConfig(count=32, sampler="ddim", solver_steps=4))
     found = list(stages(task, config))
     assert [stage.name for stage in found] == ["reflow-1", "reflow-2", "distillation"]
     assert sum(stage.share for stage in found) == pytest.approx(1)
@@ -208,7 +208,7 @@ def test_student_learns_the_distribution_of_an_analytic_teacher(
     teacher = mixture(schedule=schedule)
     data = teacher.sample(4000, seeded(1))
     task = on_process(with_data(point_task(teacher, steps), teacher.sample), teacher, prediction)
-    config = Config(learning_rate=5e-3, pairs=PairsConfig(count=128 * 32, sampler="heun", steps=12))
+    config = Config(learning_rate=5e-3, pairs=PairsConfig(count=128 * 32, sampler="heun", solver_steps=12))
     after = [sliced_distance(samples(stage), data) for stage in train_stages(task, stages(task, config), 250)]
     coarse = sliced_distance(sample(task.teacher, "euler", flow_times(schedule, steps)), data)
     assert after[-1] < distance
