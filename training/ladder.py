@@ -15,6 +15,7 @@ import torch
 from ..runtime.artefact import CARD, read_card
 from ..runtime.errors import FewstepError
 from ..runtime.pipeline import DEFAULT_TEACHER_STEPS, Pipeline
+from .evaluation.evaluate import floors
 from .evaluation.features import FeatureNetwork
 from .evaluation.model import Setting, evaluate_open, evaluation_progress, find_evaluation
 from .evaluation.split import Split, open_split
@@ -85,10 +86,11 @@ def climb(data: Path, out: Path, config: LadderConfig, device: torch.device) -> 
     Raises:
         FewstepError: the data cannot be read, or a training fails.
     """
-    teacher = _teacher(data, out, config, device)
     network = FeatureNetwork().to(device)
     with evaluation_progress() as report:
         split = open_split(data, "train", network, report)
+    floors(split, config.count)  # before the long part, for it may find too few images
+    teacher = _teacher(data, out, config, device)
     entries = _evaluations(teacher, split, network, _solver_settings(config), device)
     for method, seed in product(config.methods or METHODS, config.seeds):
         for student, steps in _students(method, seed, teacher, data, out, config, device):

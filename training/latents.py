@@ -1,15 +1,19 @@
 """What latent training runs on, made once: latents, caption states, the empty prompt; and the grids to watch it by."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import track
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..runtime.denoiser import Condition, DenoiserLike, initial_scale
 from ..runtime.families import Model
+from ..runtime.files import atomic_path
 from ..runtime.noise import gaussian_noise
 from ..runtime.samplers import get_sampler
 from .batches import LatentBatches
@@ -47,17 +51,29 @@ def load_latent_data(data: Path, model: Model, batch_size: int, seed: int, devic
         FewstepError: the data cannot be read.
     """
     images = load_captioned_images(data, "train")
-    latents = encode_images(model.encoder, images.images, device)
+    latents = cache_latents(model.encoder, images, data / ".packed", device)
     encoder = model.load_text_encoder()
     text = cache_text(images.captions, encoder, data / ".packed")
     negative = {name: value.to(device) for name, value in encoder([""]).items()}
     return LatentData(LatentBatches(latents, text, batch_size, seed, device), model.decoder, negative, images)
 
 
+def cache_latents(encoder: nn.Module, images: CaptionedImages, folder: Path, device: torch.device) -> Tensor:
+    """Latents (N, C, h, w) float32 of a split, read from `folder` when pictures and encoder are unchanged."""
+    digest = hashlib.sha256(images.identity.encode())
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    path = folder / f"latents-{digest.hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            save_file({"latents": encode_images(encoder, images.images, device).contiguous()}, temporary)
+    return load_file(path)["latents"]
+
+
 @torch.inference_mode()
 def encode_images(encoder: nn.Module, images: Tensor, device: torch.device, batch_size: int = 64) -> Tensor:
     """Latents (N, C, h, w), float32 on the CPU, of images (N, 3, H, W) uint8."""
-    chunks = torch.split(images, batch_size)
+    chunks = track(torch.split(images, batch_size), "encoding pictures", transient=True)
     return torch.cat([encoder(chunk.to(device).float() / 255).float().cpu() for chunk in chunks])
 
 

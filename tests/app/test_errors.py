@@ -254,7 +254,13 @@ def test_a_misspelt_option_is_a_usage_error(run, tmp_path: Path) -> None:
 def test_an_interrupted_training_says_that_it_goes_on(pictures: Path, tmp_path: Path) -> None:
     program = [sys.executable, "-P", "-c", "from fewstep.app.cli import main; main()"]
     arguments = ["train", "autoencoder", "--data", pictures, "--out", tmp_path / "out", "--minutes", "0"]
-    process = subprocess.Popen([*program, *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*program, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (tmp_path / "out" / "training").exists() and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

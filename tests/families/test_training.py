@@ -18,7 +18,7 @@ from fewstep.training.trainer import TrainerConfig
 TRAINER = TrainerConfig(iterations=1, warmup=1, precision="no", log_every=1)
 CPU = torch.device("cpu")
 Stock = Callable[[Path], Any]
-FEW: dict[str, Any] = {"pairs": {"count": 4, "steps": 2}, "teacher_steps": 4, "perceptual_weight": 0.0}
+FEW: dict[str, Any] = {"pairs": {"count": 4, "solver_steps": 2}, "teacher_steps": 4, "perceptual_weight": 0.0}
 """What keeps short the methods that have these fields, and without networks to download."""
 
 
