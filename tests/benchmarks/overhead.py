@@ -306,17 +306,14 @@ def report(methods: Sequence[str], setup: Setup, peak: Callable[[str, str], floa
         setup: what is measured.
         peak: MiB that `side` (`trainer` or `plain`) of `method` takes: `peak(side, method)`.
     """
-    results: dict[str, Any] = {"device": device_name(setup.device), "precision": setup.precision, "batch": setup.batch}
+    device = torch.cuda.get_device_name() if setup.device.type == "cuda" else "cpu"
+    results: dict[str, Any] = {"device": device, "precision": setup.precision, "batch": setup.batch}
     # Memory first: a process that a large one starts counts as large.
     memory = {method: (peak("trainer", method), peak("plain", method)) for method in methods}
     for method, (ours, floor) in memory.items():
         mebibytes = {"ratio": round(ours / floor, 4), "trainer_mib": ours, "plain_mib": floor}
         results[method] = {"step_time": compare_time(method, setup), "peak_memory": mebibytes}
     return results
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
 
 
 def show(results: dict[str, Any], methods: Sequence[str]) -> None:
@@ -333,7 +330,7 @@ def show(results: dict[str, Any], methods: Sequence[str]) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Measure, print a table, and write the numbers as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("results/overhead.json"), help="receives the numbers")
+    parser.add_argument("--out", type=Path, required=True, help="receives the numbers")
     parser.add_argument("--methods", nargs="+", choices=PLAIN, default=list(PLAIN))
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     parser.add_argument("--precision", default="bf16", help="no, bf16 or fp16")
