@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from ..runtime.errors import FewstepError, require
 from .autoencoder import AutoencoderConfig
+from .checks import at_least
 from .collapse import WatchdogConfig
 from .methods.flow_matching import FlowMatchingConfig
 from .teacher import TeacherConfig
@@ -44,8 +45,8 @@ class StudentRecipe(Generic[MethodConfig]):
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:
             raise FewstepError(f"{self.steps} steps are not possible for a few-step student: give 1 to {MOST_STEPS}")
-        _at_least("batch size", self.batch_size, 1)
-        _at_least("LoRA rank", self.lora_rank, 0)
+        at_least(1, batch_size=self.batch_size)
+        at_least(0, lora_rank=self.lora_rank)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class TeacherRecipe:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        _at_least("batch size", self.batch_size, 1)
+        at_least(1, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class AutoencoderRecipe:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        _at_least("batch size", self.batch_size, 1)
+        at_least(1, batch_size=self.batch_size)
 
 
 def read_recipe(path: Path, default: Recipe) -> Recipe:
@@ -136,11 +137,6 @@ def _checked(recipe: Any, name: str, value: Any, place: str) -> Any:
         return check_type(value, get_type_hints(type(recipe))[name])
     except TypeCheckError as error:
         raise FewstepError(f"{place}: {value!r} does not fit: {error}") from error
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise FewstepError(f"a {name} of {value} is not possible: give at least {least}")
 
 
 def _suggestion(name: str, names: list[str]) -> str:
