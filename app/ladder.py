@@ -48,7 +48,7 @@ def ladder(
 ) -> None:
     """Train and evaluate every method at one budget; run the same command again to go on."""
     from ..training.ladder import LadderConfig, climb
-    from ..training.trainer import training_device
+    from ..training.numerics import training_device
 
     chosen = tuple(name.strip() for name in methods.split(",") if name.strip())
     budgets = LadderConfig(chosen, minutes, teacher_minutes, autoencoder_minutes, count, tuple(range(seeds)))

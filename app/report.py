@@ -57,7 +57,9 @@ def report(
 
 def network_evaluations(kind: str, steps: int, sampler: str, guidance: float) -> int:
     """Network evaluations an image; guidance doubles a teacher's, and is built into a student."""
-    runs = 2 * steps - 1 if sampler == "heun" else steps
+    from ..runtime.samplers import get_sampler
+
+    runs = get_sampler(sampler).evaluations(steps)
     return 2 * runs if kind == "teacher" and guidance != 1 else runs
 
 
@@ -66,7 +68,7 @@ def training_cost(directory: Path) -> dict[str, float]:
 
     A training of one stage writes `training/curve.jsonl`; one of several, a folder a stage.
     """
-    from ..training.trainer import read_curve
+    from ..training.recorder import read_curve
 
     folder = directory / "training"
     whole = folder / "curve.jsonl"

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from .files import atomic_path
 from .noise import gaussian_noise
 from .samplers import Sampler, get_sampler
 from .schedule import uniform_times
-from .text import load_tokenizer
+from .text import PromptEncoder, load_tokenizer
 from .trajectory import Trajectory
 from .wording import in_steps
 
 DEFAULT_TEACHER_STEPS = 50
 MAX_BATCH = 32
+MOST_TRAJECTORIES = 16
+"""Settings (step count, sampler, guidance) that a pipeline keeps ready."""
 NOT_THE_MODEL = ("training", "evaluation", "engines", ".*")
 """What lies beside a model and is not part of it."""
 
@@ -68,7 +71,6 @@ class Pipeline:
     def __init__(self, directory: Path, card: Card, engine: str, device: torch.device) -> None:
         self.directory, self.card, self.device = directory, card, device
         self._wanted = engine
-        self._model: Model | None = None
         self._engines: dict[tuple[Any, ...], Engines] = {}
 
     @classmethod
@@ -106,17 +108,20 @@ class Pipeline:
         with atomic_path(target) as temporary:
             shutil.copytree(self.directory, temporary, ignore=shutil.ignore_patterns(*NOT_THE_MODEL))
 
-    @property
+    @cached_property
     def model(self) -> Model:
         """The torch networks, loaded when first needed."""
-        if self._model is None:
-            self._model = load_model(self.directory, self.device)
-        return self._model
+        return load_model(self.directory, self.device)
+
+    @cached_property
+    def text_encoder(self) -> PromptEncoder:
+        """The encoder of prompts in torch, loaded when first needed."""
+        return self.model.load_text_encoder()
 
     @property
     def engine_name(self) -> str:
         """The engine that the default step count runs on."""
-        return next(iter(self._engines.values())).name
+        return self._engines_for(self._steps(None), *self._sampling(None, None)).name
 
     def generate(
         self,
@@ -177,7 +182,7 @@ class Pipeline:
 
     def _condition(self, engines: Engines, prompts: list[str], scale: float) -> Arrays:
         if engines.text_encoder is None:
-            condition = {name: value.numpy() for name, value in self.model.load_text_encoder()(prompts).items()}
+            condition = {name: value.numpy() for name, value in self.text_encoder(prompts).items()}
         else:
             condition = engines.condition({name: value.numpy() for name, value in load_tokenizer()(prompts).items()})
         if self.card.guidance_range:
@@ -214,6 +219,8 @@ class Pipeline:
         guidance = 1.0 if is_student else scale
         key = (steps, sampler, guidance)
         if key not in self._engines:
+            if len(self._engines) >= MOST_TRAJECTORIES:  # scales are floats: a server may meet any number of them
+                del self._engines[next(iter(self._engines))]
             found = None
             if self._wanted != "torch" and is_student:
                 found = open_engines(self.directory, self._wanted, steps, self.card.engine_key(steps))
@@ -224,7 +231,7 @@ class Pipeline:
         times = self.card.times.get(str(steps)) or uniform_times(steps)
         negative = None
         if guidance != 1:
-            negative = {name: value.to(self.device) for name, value in self.model.load_text_encoder()([""]).items()}
+            negative = {name: value.to(self.device) for name, value in self.text_encoder([""]).items()}
         trajectory = Trajectory(self.model, sampler, times, guidance, negative)
         engine = TorchEngine(trajectory, self.device)
         return Engines("torch", engine, None, trajectory.draws, self.model.sample_shape)

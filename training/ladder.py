@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 
-from ..runtime.artefact import CARD, read_card
+from ..runtime.artefact import INDEX, read_card
 from ..runtime.errors import FewstepError
 from ..runtime.pipeline import DEFAULT_TEACHER_STEPS, Pipeline
+from .data.packed import load_captioned_images
 from .evaluation.evaluate import floors
 from .evaluation.features import FeatureNetwork
 from .evaluation.model import Setting, evaluate_open, evaluation_progress, find_evaluation
 from .evaluation.split import Split, open_split
 from .methods import METHODS, get_method
-from .recipe import AutoencoderRecipe, StudentRecipe, TeacherRecipe
+from .recipe import AutoencoderRecipe, Recipe, StudentRecipe, TeacherRecipe
 from .train_autoencoder import train_autoencoder
 from .train_student import train_student
 from .train_teacher import train_teacher
@@ -107,8 +108,9 @@ def _students(
         if steps not in serving:
             rung = Rung(method, steps, seed)
             student = out / rung.name
-            if not (student / CARD).is_file():
-                train_student(method, teacher, data, student, student_recipe(rung, config), device)
+            recipe = student_recipe(rung, config)
+            if not _finished(student, recipe, data, teacher):
+                train_student(method, teacher, data, student, recipe, device)
             serving = dict.fromkeys(read_card(student).steps, student) | serving
         yield serving[steps], steps
 
@@ -116,20 +118,51 @@ def _students(
 def student_recipe(rung: Rung, config: LadderConfig) -> StudentRecipe[Any]:
     """A method's default recipe, within the ladder's budget."""
     recipe: StudentRecipe[Any] = StudentRecipe(get_method(rung.method).Config(), steps=rung.steps)
-    return replace(recipe, trainer=replace(recipe.trainer, minutes=config.minutes, seed=rung.seed))
+    return _lasting(recipe, config.minutes, rung.seed)
 
 
 def _teacher(data: Path, out: Path, config: LadderConfig, device: torch.device) -> Path:
     autoencoder, teacher = out / "autoencoder", out / "teacher"
     if not (autoencoder / "vae").is_dir():
-        recipe = AutoencoderRecipe()
-        trainer = replace(recipe.trainer, minutes=config.autoencoder_minutes)
-        train_autoencoder(data, autoencoder, replace(recipe, trainer=trainer), device)
-    if not (teacher / CARD).is_file():
-        teaching = TeacherRecipe()
-        trainer = replace(teaching.trainer, minutes=config.teacher_minutes)
-        train_teacher(data, autoencoder, teacher, replace(teaching, trainer=trainer), device)
+        train_autoencoder(data, autoencoder, _lasting(AutoencoderRecipe(), config.autoencoder_minutes), device)
+    recipe = _lasting(TeacherRecipe(), config.teacher_minutes)
+    if not _finished(teacher, recipe, data):
+        train_teacher(data, autoencoder, teacher, recipe, device)
     return teacher
+
+
+def _lasting(recipe: Recipe, minutes: float, seed: int = 0) -> Recipe:
+    """The recipe with another budget and seed."""
+    plain: Any = recipe
+    lasting: Recipe = replace(plain, trainer=replace(plain.trainer, minutes=minutes, seed=seed))
+    return lasting
+
+
+def _finished(directory: Path, recipe: Any, data: Path, teacher: Path | None = None) -> bool:
+    """Whether a model is there already.
+
+    Raises:
+        FewstepError: it is, but was made otherwise than it would be now.
+    """
+    if not (directory / INDEX).is_file():
+        return False
+    raw = read_card(directory).raw
+    wanted = {
+        "data": load_captioned_images(data, "train").identity,
+        "teacher": read_card(teacher).weights if teacher else None,
+        "minutes": recipe.trainer.minutes,
+    }
+    made = {
+        "data": raw["data"]["identity"],
+        "teacher": raw["teacher"]["weights"] if teacher else None,
+        "minutes": raw["recipe"]["trainer"]["minutes"],
+    }
+    for name, value in wanted.items():
+        if made[name] != value:
+            raise FewstepError(
+                f"{directory} was made with {name} {made[name]}, not {value}: remove it, or give another --out"
+            )
+    return True
 
 
 def _solver_settings(config: LadderConfig) -> list[Setting]:

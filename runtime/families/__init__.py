@@ -38,7 +38,8 @@ class Model:
         encoder: module from images (B, 3, H, W) in [0, 1] to latents (B, C, h, w).
         decoder: module from latents (B, C, h, w) to images (B, 3, H, W) in [0, 1].
         sample_shape: (C, h, w) of one latent.
-        load_text_encoder: gives the encoder of prompts; called only when prompts come as words.
+        load_text_encoder: loads the encoder of prompts, which may be larger than the network: whoever asks for it keeps
+            it for as long as it is needed.
     """
 
     network: nn.Module

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x (arXiv 2112.10752): a UNet on KL latents, conditioned on CLIP's token states."""
 
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def load(directory: Path, device: torch.device) -> Model:
         encoder=encoder,
         decoder=decoder,
         sample_shape=(unet.config.in_channels, height, width),
-        load_text_encoder=cache(partial(_load_text_encoder, directory, device)),
+        load_text_encoder=partial(_load_text_encoder, directory, device),
     )
 
 

@@ -1,6 +1,6 @@
 """Stable Diffusion 3 (arXiv 2403.03206): a flow transformer on KL latents, conditioned on two CLIPs and T5."""
 
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def load(directory: Path, device: torch.device) -> Model:
         encoder=encoder,
         decoder=decoder,
         sample_shape=(transformer.config.in_channels, size, size),
-        load_text_encoder=cache(partial(_load_text_encoder, directory, transformer, device)),
+        load_text_encoder=partial(_load_text_encoder, directory, transformer, device),
     )
 
 

@@ -56,3 +56,6 @@ def test_a_ladder_is_climbed_once(run: Any, pictures: Path, tmp_path: Path, monk
     before = weights.stat().st_mtime_ns
     assert run(*arguments, *budgets, "--device", "cpu").code == 0
     assert weights.stat().st_mtime_ns == before
+    longer = run(*arguments, *budgets, "--minutes", 2e-6, "--device", "cpu")
+    assert longer.code == 2
+    assert "was made with minutes 1e-06, not 2e-06: remove it, or give another --out" in longer.err
