@@ -7,6 +7,7 @@ OUT ?= out
 MINUTES ?= 120
 DATA ?= data/emoji-fluent
 DEVICE ?= auto
+RUNGS ?= fashion
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -14,7 +15,7 @@ export OMP_WAIT_POLICY ?= passive
 # The package's folders lie at the root under bare names: keep the root off sys.path.
 export PYTHONSAFEPATH := 1
 
-.PHONY: generate test lint types unit gpu overhead train-emoji clean
+.PHONY: generate test lint types unit gpu overhead train-emoji ladder clean
 
 generate: .venv/generate.done  ## draw PROMPT with the shipped student and its teacher
 	@mkdir -p $(OUT)
@@ -48,6 +49,11 @@ train-emoji: .venv/develop.done  ## the shipped models from nothing, within MINU
 		--minutes $(call share,52) --device $(DEVICE)
 	$(BIN)/fewstep train dmd2 --teacher models/emoji-teacher --data $(DATA) --out models/emoji-student \
 		--minutes $(call share,36) --device $(DEVICE)
+
+# Every method at one budget: RUNGS=emoji for the emoji (where a GPU is at hand). Resumable; a few hours on two cores.
+ladder: .venv/develop.done  ## trains and evaluates every method on RUNGS, writes results/ladder-RUNGS
+	@if [ ! -e data/$(RUNGS)/dataset.json ]; then $(BIN)/fewstep data $(RUNGS) --out data/$(RUNGS); fi
+	$(BIN)/fewstep ladder --data data/$(RUNGS) --out runs/ladder-$(RUNGS) --results results/ladder-$(RUNGS) --device $(DEVICE)
 
 # Minutes that are $(1) % of the budget.
 share = $$(awk 'BEGIN { print $(MINUTES) * $(1) / 100 }')

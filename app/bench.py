@@ -103,13 +103,13 @@ def _evaluate(
     count: int,
 ) -> None:
     """Add scores against the pictures of `split` to the rows; each engine of a student is scored by its own images."""
-    from ..training.evaluation.model import Setting, evaluate_open, evaluation_progress
+    from ..training.evaluation.model import Setting, evaluate_once, evaluation_progress
 
     names = [*(score.name for score in SCORES), "match_style_at_1", "images"]
     for contender, row in zip(listed, rows, strict=True):
         setting = Setting(count=count, steps=contender.steps, sampler=contender.sampler)
         with evaluation_progress() as report:
-            entry = evaluate_open(contender.pipeline, split, network, setting, report)
+            entry = evaluate_once(contender.pipeline, split, network, setting, report)
         row |= {name: entry[name] for name in names}
 
 

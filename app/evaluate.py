@@ -26,7 +26,7 @@ def evaluate(
     """Write FD-EffLite0, KID, precision, recall, coverage, match@1 and diversity into DIRECTORY/evaluation/."""
     from ..runtime.pipeline import Pipeline
     from ..training.evaluation.features import FeatureNetwork
-    from ..training.evaluation.model import Setting, evaluate_open, evaluation_progress, find_evaluation
+    from ..training.evaluation.model import Setting, evaluate_once, evaluate_open, evaluation_progress
     from ..training.evaluation.split import open_split
     from .contenders import open_teacher
 
@@ -40,7 +40,7 @@ def evaluate(
         entry = evaluate_open(pipeline, opened, network, setting, report)
         if teacher:
             own = (teacher, opened, network, Setting(count, seed, batch_size=batch_size))
-            reference = find_evaluation(*own) or evaluate_open(*own, report)
+            reference = evaluate_once(*own, report)
     _show(entry, reference)
 
 

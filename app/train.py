@@ -134,6 +134,6 @@ def read_options(context: typer.Context, kind: Any, recipe: Any) -> Any:
 
 def device_of(given: Any) -> "torch.device":
     """The device to train on, with the number of CPU threads set."""
-    from ..training.trainer import training_device
+    from ..training.numerics import training_device
 
     return training_device(given.device, given.threads)

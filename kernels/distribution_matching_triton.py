@@ -13,7 +13,9 @@ def launch(x: Tensor, mu_fake: Tensor, mu_real: Tensor) -> Tensor:
     gradient = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if gradient.numel():
         size = gradient[0].numel()
-        kernel[(len(x),)](x.contiguous(), mu_fake.contiguous(), mu_real.contiguous(), gradient, size, BLOCK=BLOCK)
+        # Triton launches on the current device, wherever the pointers lead.
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+            kernel[(len(x),)](x.contiguous(), mu_fake.contiguous(), mu_real.contiguous(), gradient, size, BLOCK=BLOCK)
     return gradient
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,13 @@ def weights_hash(directory: Path, prefixes: tuple[str, ...] = ("",)) -> str:
     Raises:
         FewstepError: the index is missing or is not JSON.
     """
-    parts = [name for name in parts_of(directory) if name.startswith(prefixes) and name not in _NOT_DRAWING]
-    files = sorted(path for name in parts for path in (directory / name).glob("*.*"))
+    names = parts_of(directory)
+    return parts_hash(directory, [name for name in names if name.startswith(prefixes) and name not in _NOT_DRAWING])
+
+
+def parts_hash(directory: Path, parts: Iterable[str]) -> str:
+    """SHA-256 over the files in these folders of `directory`."""
+    files = sorted(path for part in parts for path in (directory / part).glob("*.*"))
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(directory)} {sha256_of(path)}\n".encode())
@@ -135,14 +141,25 @@ def weights_hash(directory: Path, prefixes: tuple[str, ...] = ("",)) -> str:
 def save_artefact(directory: Path, write: Callable[[Path], None], card: Mapping[str, Any]) -> None:
     """Write a model: `write` fills a temporary folder with diffusers' files, which then replace those of `directory`.
 
-    diffusers' index is removed first and written last, so that an interrupted save never looks like a model.
+    diffusers' index is removed first and written last, so that an interrupted save never looks like a model. Folders
+    that the model before had and this one lacks go; what no model wrote stays.
     """
     with atomic_path(directory / ".weights") as staging:
         staging.mkdir()
         write(staging)
-        write_json(staging / CARD, {**card, "weights": weights_hash(staging)})
+        folders = sorted(part.name for part in staging.iterdir() if part.is_dir())
+        write_json(staging / CARD, {**card, "folders": folders, "weights": weights_hash(staging)})
         (directory / INDEX).unlink(missing_ok=True)
+        _remove_folders(directory, except_for=folders)
         for part in sorted(staging.iterdir(), key=lambda part: part.name == INDEX):
             with atomic_path(directory / part.name) as temporary:
                 part.rename(temporary)
     (directory / ".weights").rmdir()
+
+
+def _remove_folders(directory: Path, except_for: Sequence[str]) -> None:
+    """Remove what the card says that the model before consists of."""
+    written = read_json(directory / CARD).get("folders", ()) if (directory / CARD).is_file() else ()
+    for path in directory.iterdir():
+        if path.is_dir() and path.name in written and path.name not in except_for:
+            shutil.rmtree(path)

@@ -10,7 +10,7 @@ All functions are elementwise, keep the dtype and device of `t`, and need no flo
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -59,10 +59,20 @@ class VP:
     """
 
     alphas_cumprod: Tensor
+    _knots: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def _knots_for(self, t: Tensor) -> Tensor:
+        """`log alpha` at every training step, copied to a device only once: a copy makes the host wait for it."""
+        knots = self._knots.get((t.device, t.dtype))
+        if knots is None:
+            steps = 0.5 * self.alphas_cumprod.double().clamp_min(2.0**-24).log()
+            knots = torch.cat([torch.zeros_like(steps[:1]), steps]).to(t)
+            if type(knots) is Tensor:  # not the stand-in of an export's trace
+                self._knots[t.device, t.dtype] = knots
+        return knots
 
     def _log_alpha_and_slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        knots = 0.5 * self.alphas_cumprod.double().clamp_min(2.0**-24).log()
-        knots = torch.cat([torch.zeros_like(knots[:1]), knots]).to(t)
+        knots = self._knots_for(t)
         position = t * (len(knots) - 1)
         left = position.floor().clamp(0, len(knots) - 2).long()
         slope = knots[left + 1] - knots[left]

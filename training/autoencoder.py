@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..runtime.errors import FewstepError
+from .checks import above, at_least
 from .phase import Draws, Loss, Phase
 
 
@@ -34,6 +36,18 @@ class AutoencoderConfig:
     decoder_layers: tuple[int, ...] = (0, 1, 2, 2)
     latent_noise: float = 0.1
     learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        stages = [len(each) for each in (self.channels, self.encoder_layers, self.decoder_layers)]
+        if len(set(stages)) > 1 or not stages[0]:
+            raise FewstepError(
+                f"{stages[0]} channels, {stages[1]} encoder layers and {stages[2]} decoder layers are not possible: "
+                "give one of each for every stage"
+            )
+        at_least(1, latent_channels=self.latent_channels, channels=min(self.channels))
+        at_least(0, encoder_layers=min(self.encoder_layers), decoder_layers=min(self.decoder_layers))
+        at_least(0, latent_noise=self.latent_noise)
+        above(0, learning_rate=self.learning_rate)
 
 
 def build_autoencoder(config: AutoencoderConfig) -> nn.Module:

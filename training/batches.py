@@ -1,6 +1,7 @@
 """Batches as pure functions of (step, phase): nothing to save or rewind, and any step can be asked for again."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,11 +20,15 @@ def batch_indices(step: int, phase: int, batch_size: int, count: int, seed: int)
     epochs = positions // count
     indices = torch.empty_like(positions)
     for epoch in sorted(set(epochs.tolist())):
-        generator = torch.Generator().manual_seed((seed * 16 + phase) * 1_000_003 + epoch)
-        permutation = torch.randperm(count, generator=generator)
         chosen = epochs == epoch
-        indices[chosen] = permutation[positions[chosen] % count]
+        indices[chosen] = _permutation(count, seed, phase, epoch)[positions[chosen] % count]
     return indices
+
+
+@lru_cache(maxsize=8)  # two epochs of every phase: a large data set's takes longer than the rest of a batch
+def _permutation(count: int, seed: int, phase: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed((seed * 16 + phase) * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator)
 
 
 @dataclass(frozen=True)

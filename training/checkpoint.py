@@ -5,6 +5,7 @@ import os
 import pickle  # for the name of an error: checkpoints are read with weights_only
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from ..runtime.errors import FewstepError
 from ..runtime.files import atomic_path
 from .trainer_config import TrainerConfig
 
-FORMAT = 2
-FREE = {f"trainer.{name}" for name in ("iterations", "minutes", "checkpoint_minutes", "log_every", "rollback")}
-"""What may change when a run goes on."""
+FORMAT = 3
+FREE = (
+    *(f"trainer.{name}" for name in ("iterations", "minutes", "checkpoint_minutes", "log_every", "rollback")),
+    "*learning_rate",
+    "watchdog.*",
+)
+"""What may change when a run goes on: names, or patterns of names."""
 
 
 class DivergenceError(FewstepError):
@@ -78,8 +83,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The state that `write_checkpoint` wrote.
 
     Raises:
-        FewstepError: the file is damaged, or another version of fewstep wrote it.
+        FewstepError: the file is not there or damaged, or another version of fewstep wrote it.
     """
+    if not path.exists():
+        raise FewstepError(
+            f"a process cannot see {path}, which the main process has: give an --out on a disk that all processes share"
+        )
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
@@ -104,7 +113,7 @@ def require_same_recipe(path: Path, begun: Any, given: Any, name: str = "") -> N
     if isinstance(begun, dict) and isinstance(given, dict):
         for key in sorted(begun.keys() | given.keys()):
             require_same_recipe(path, begun.get(key), given.get(key), f"{name}.{key}".lstrip("."))
-    elif begun != given and name not in FREE:
+    elif begun != given and not any(fnmatchcase(name, free) for free in FREE):
         raise FewstepError(
             f"{path} was begun with {name} = {begun}, and is now given {given}: "
             "go back to that to continue, or give another --out"

@@ -38,6 +38,17 @@ def within(low: float, high: float, **values: float) -> None:
             raise FewstepError(f"a {_words(name)} of {value:g} is not possible: give {low:g} to {high:g}")
 
 
+def below_one(**values: float) -> None:
+    """Refuse a value outside [0, 1).
+
+    Raises:
+        FewstepError: there is one.
+    """
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise FewstepError(f"a {_words(name)} of {value:g} is not possible: give at least 0 and less than 1")
+
+
 def rising(low: float = -math.inf, high: float = math.inf, **ranges: tuple[float, float]) -> None:
     """Refuse a range whose ends do not rise, or that leaves [`low`, `high`].
 

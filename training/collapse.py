@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from .checks import above, at_least, within
 from .latent_statistics import Comparison
 
 
@@ -45,6 +46,16 @@ class WatchdogConfig:
     saturated_iterations: int = 500
     weak_accuracy: float = 0.52
     weak_iterations: int = 2000
+
+    def __post_init__(self) -> None:
+        at_least(1, check_every=self.check_every, patience=self.patience)
+        at_least(1, saturated_iterations=self.saturated_iterations, weak_iterations=self.weak_iterations)
+        at_least(2, samples=self.samples)
+        above(0, mean_drift=self.mean_drift)
+        above(1, deviation_factor=self.deviation_factor, distance_factor=self.distance_factor)
+        above(1, weight_growth=self.weight_growth)
+        within(0, 1, least_diversity=self.least_diversity)
+        within(0, 1, saturated_accuracy=self.saturated_accuracy, weak_accuracy=self.weak_accuracy)
 
 
 WEIGHT_WINDOW = 1000

@@ -3,13 +3,28 @@
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from ..runtime.denoiser import Condition
 
 
 def gradient_loss(x: Tensor, gradient: Tensor) -> Tensor:
     """A loss whose gradient with respect to `x` is `gradient / x.numel()`: `0.5 mse(x, sg(x - gradient))`."""
     return 0.5 * functional.mse_loss(x, (x - gradient).detach())
+
+
+def noise_level(x: Tensor, time_range: tuple[float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Times t (B,), uniform in `time_range`, and eps shaped as x, to noise samples x (B, ...) with."""
+    low, high = time_range
+    t = low + (high - low) * torch.rand(len(x), generator=generator, device=x.device)
+    return t, torch.randn(x.shape, generator=generator, device=x.device)
+
+
+def twice(condition: Condition) -> Condition:
+    """The condition of a batch that holds every prompt twice: students' samples, then real ones."""
+    return {name: torch.cat([value, value]) for name, value in condition.items()}
 
 
 class FeatureHead(nn.Module):
@@ -70,3 +85,8 @@ def discriminator_loss(fake: Tensor, real: Tensor) -> Tensor:
 def generator_loss(fake: Tensor) -> Tensor:
     """`softplus(-D(fake))`, averaged."""
     return functional.softplus(-fake).mean()
+
+
+def accuracy(fake: Tensor, real: Tensor) -> Tensor:
+    """Share of the logits with the right sign, fake and real samples counting alike."""
+    return ((real > 0).float().mean() + (fake < 0).float().mean()) / 2

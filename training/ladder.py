@@ -18,7 +18,7 @@ from ..runtime.pipeline import DEFAULT_TEACHER_STEPS, Pipeline
 from .data.packed import load_captioned_images
 from .evaluation.evaluate import floors
 from .evaluation.features import FeatureNetwork
-from .evaluation.model import Setting, evaluate_open, evaluation_progress, find_evaluation
+from .evaluation.model import Setting, evaluate_once, evaluation_progress
 from .evaluation.split import Split, open_split
 from .methods import METHODS, get_method
 from .recipe import AutoencoderRecipe, Recipe, StudentRecipe, TeacherRecipe
@@ -177,8 +177,7 @@ def _evaluations(
     entries = []
     with evaluation_progress() as report:
         for setting in settings:
-            entry = find_evaluation(pipeline, split, network, setting)
-            entries.append(entry or evaluate_open(pipeline, split, network, setting, report))
+            entries.append(evaluate_once(pipeline, split, network, setting, report))
     card = pipeline.card
     minutes = card.raw["recipe"]["trainer"]["minutes"]
     more = {"model": directory.name, "method": card.method, "kind": card.kind, "minutes": minutes}

@@ -11,13 +11,12 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..runtime.denoiser import Condition, DenoiserLike, initial_scale
+from ..runtime.denoiser import Condition, DenoiserLike
 from ..runtime.families import Model
 from ..runtime.files import atomic_path
-from ..runtime.noise import gaussian_noise
-from ..runtime.samplers import get_sampler
 from .batches import LatentBatches
 from .data.packed import CaptionedImages, load_captioned_images
+from .fixed_noise import sample_at_fixed_noise
 from .picture import save_grid
 from .text_cache import cache_text
 
@@ -52,9 +51,10 @@ def load_latent_data(data: Path, model: Model, batch_size: int, seed: int, devic
     """
     images = load_captioned_images(data, "train")
     latents = cache_latents(model.encoder, images, data / ".packed", device)
-    encoder = model.load_text_encoder()
-    text = cache_text(images.captions, encoder, data / ".packed")
-    negative = {name: value.to(device) for name, value in encoder([""]).items()}
+    # The empty prompt goes after the pictures' captions, so that a full cache leaves the encoder nothing to do.
+    text = cache_text([*images.captions, ("",)], model.load_text_encoder(), data / ".packed")
+    empty = text.condition(torch.tensor([len(images.captions)]), torch.zeros(1))
+    negative = {name: value.to(device) for name, value in empty.items()}
     return LatentData(LatentBatches(latents, text, batch_size, seed, device), model.decoder, negative, images)
 
 
@@ -79,6 +79,12 @@ def encode_images(encoder: nn.Module, images: Tensor, device: torch.device, batc
 
 
 @torch.inference_mode()
+def decode_latents(decoder: nn.Module, latents: Tensor, device: torch.device, batch_size: int = 64) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1], float32 on the CPU, of latents (N, C, h, w)."""
+    return torch.cat([decoder(chunk.to(device)).float().cpu() for chunk in torch.split(latents, batch_size)])
+
+
+@torch.inference_mode()
 def show_samples(
     denoiser: DenoiserLike,
     sampler: str,
@@ -97,13 +103,7 @@ def show_samples(
     condition = {
         name: value.to(batches.device) for name, value in batches.text.condition(chosen, torch.zeros(count)).items()
     }
-    if guidance is not None:
-        condition["guidance"] = torch.full((count,), guidance, device=batches.device)
-
-    def noise(step: int) -> Tensor:
-        return torch.from_numpy(gaussian_noise(range(count), step, batches.latents.shape[1:])).to(batches.device)
-
-    x_T = initial_scale(denoiser.schedule, times[0]) * noise(0)
-    latents = get_sampler(sampler).function(denoiser, x_T, times, condition, noise)
+    shape, seeds = batches.latents.shape[1:], range(count)
+    latents = sample_at_fixed_noise(denoiser, sampler, times, condition, seeds, shape, batches.device, guidance)
     real = data.images.images[chosen].float() / 127.5 - 1
-    save_grid(torch.cat([real, data.decoder(latents).float().cpu() * 2 - 1]), path, columns=count)
+    save_grid(torch.cat([real, decode_latents(data.decoder, latents, batches.device) * 2 - 1]), path, columns=count)

@@ -82,6 +82,10 @@ class Task:
     folder: Path
     device: torch.device
 
+    def scale(self, guidance: float | None) -> float:
+        """A method's own `guidance`, or the usual one where it names none."""
+        return self.guidance if guidance is None else guidance
+
     def guided(self, scale: float) -> DenoiserLike:
         """The teacher with classifier-free guidance, or itself at scale 1."""
         return self.teacher if scale == 1 else GuidedDenoiser(self.teacher, scale, self.negative)

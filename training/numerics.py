@@ -1,8 +1,8 @@
 """How numbers are computed in training: precision, attention, and the randomness of each step."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -16,25 +16,16 @@ from .phase import Draws
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What forward passes compute in; weights, gradients and moments are float32 throughout."""
 
-_ALL_BACKENDS = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.MATH,
-]
-
 
 def autocast(device: str, precision: str) -> torch.autocast:
     """Mixed precision by name, for forward passes."""
     return torch.autocast(device, PRECISIONS[precision], enabled=precision != "no")
 
 
-@contextmanager
-def attention_for(device: str) -> Iterator[None]:
+def attention_for(device: str) -> AbstractContextManager[None]:
     """The fastest attention for training, forward and backward (which may compute the forward pass again)."""
     # On CPU the fused attention's backward is several times slower than the plain one; on CUDA torch chooses.
-    with sdpa_kernel([SDPBackend.MATH] if device == "cpu" else _ALL_BACKENDS):
-        yield
+    return sdpa_kernel([SDPBackend.MATH]) if device == "cpu" else nullcontext()
 
 
 def step_draws(seed: int, step: int, phase: int, device: torch.device, shard: int = 0, shards: int = 1) -> Draws:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..runtime.denoiser import DenoiserLike, levels
-from ..runtime.samplers.grid import Level
+from ..runtime.denoiser import DenoiserLike
+from ..runtime.samplers.grid import level
 from .batches import ConditionedBatch
 from .method import Copy
 from .pairs import PairBatch, Pairs
@@ -63,7 +63,7 @@ def segment_loss(student: DenoiserLike, batch: PairBatch, times: Sequence[float]
     x_t, x_s = batch.path[segment, sample], batch.path[segment + 1, sample]
     grid = torch.tensor(times, device=x_t.device)
     t, s = grid[segment], grid[segment + 1]
-    here, there = (Level(time, *levels(student.schedule, time, x_t)) for time in (t, s))
+    here, there = (level(student.schedule, time, x_t) for time in (t, s))
     target = landing_sample(x_t, x_s, here, there)
     predicted = student(x_t, t, batch.condition).float()
     return velocity_difference(student.schedule, predicted, target, t).pow(2).mean()

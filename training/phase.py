@@ -14,7 +14,7 @@ Loss = tuple[Tensor, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Draws:
-    """Sources of randomness of one phase of one iteration; both depend on nothing else but the run's seed.
+    """Sources of randomness of one phase of one iteration, fixed by the run's seed, the step, the phase and the shard.
 
     Args:
         own: differs between processes and between accumulated micro-batches: noise and times come from it.

@@ -10,9 +10,9 @@ from ..runtime.errors import FewstepError, require
 from .autoencoder import AutoencoderConfig
 from .checks import at_least
 from .collapse import WatchdogConfig
-from .methods.flow_matching import FlowMatchingConfig
+from .flow_matching import FlowMatchingConfig
 from .teacher import TeacherConfig
-from .trainer import TrainerConfig
+from .trainer_config import TrainerConfig
 
 MethodConfig = TypeVar("MethodConfig")
 Recipe = TypeVar("Recipe")

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..runtime.denoiser import Condition, DenoiserLike, GuidedDenoiser, add_noise, levels
-from ..runtime.samplers.grid import Level
-from ..runtime.schedule import Schedule, uniform_times
+from ..runtime.denoiser import Condition, DenoiserLike, GuidedDenoiser, add_noise
+from ..runtime.samplers.grid import Level, level
+from ..runtime.schedule import uniform_times
 from .batches import ConditionedBatch
 from .distances import pseudo_huber
 from .method import Copy, Stage, Task
@@ -101,7 +101,7 @@ def begin(task: Task, guidance: Guidance, target_decay: float) -> tuple[Networks
 def consistency_stage(
     name: str, task: Task, networks: Networks, averages: list[Average], phases: list[Phase[ConditionedBatch]]
 ) -> Stage:
-    """The one stage of a method: its student serves the task's steps, and 1, 2 and 4."""
+    """The one stage of a method: its student serves the task's steps, and the usual others."""
     return Stage(
         name=name,
         student=networks.student,
@@ -164,8 +164,3 @@ def boundary_scalings(t: Tensor) -> tuple[Tensor, Tensor]:
 def huber(left: Tensor, right: Tensor, width: float) -> Tensor:
     """`mean(sqrt(d^2 + width^2) - width)` over all numbers of all samples: squared below `width`, absolute above."""
     return pseudo_huber((left - right).reshape(-1, 1), width).mean()
-
-
-def level(schedule: Schedule, t: Tensor, x: Tensor) -> Level:
-    """The levels of a batch whose samples have each their own time."""
-    return Level(t, *levels(schedule, t, x))

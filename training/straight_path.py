@@ -30,11 +30,11 @@ def to_flow_time(schedule: Schedule, t: Tensor) -> Tensor:
 def from_flow_time(schedule: Schedule, s: Tensor) -> Tensor:
     """The process' time t at the flow's time s, to 1e-9: the bracket is divided by _SECTIONS in each round.
 
-    Every schedule's signal-to-noise ratio is monotonic. The search runs on the CPU, in float64.
+    Every schedule's signal-to-noise ratio is monotonic. The search is in float64, and where s is: no GPU is waited for.
     """
-    target = s.cpu().double().unsqueeze(-1)
+    target = s.double().unsqueeze(-1)
     low, width = torch.zeros_like(target), 1.0
-    fractions = torch.arange(1, _SECTIONS, dtype=torch.float64) / _SECTIONS
+    fractions = torch.arange(1, _SECTIONS, dtype=torch.float64, device=s.device) / _SECTIONS
     for _ in range(_ROUNDS):
         below = to_flow_time(schedule, low + width * fractions) < target
         width /= _SECTIONS
@@ -77,6 +77,6 @@ def landing_sample(x_t: Tensor, x_s: Tensor, here: Level, there: Level) -> Tenso
 
 def _kept_and_signal(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     """What is left of `x_T` at t, and what has come of `x_0`."""
-    start = t.new_ones(())
+    start = torch.ones((), dtype=t.dtype)  # on the CPU: torch treats it as a number
     kept = schedule.sigma(t) / schedule.sigma(start)
     return kept, schedule.alpha(t) - kept * schedule.alpha(start)

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..runtime.errors import FewstepError
+from .checks import at_least
+
 
 @dataclass(frozen=True)
 class TeacherConfig:
@@ -11,13 +14,19 @@ class TeacherConfig:
 
     Args:
         layers: transformer blocks.
-        heads: attention heads of 32 channels.
+        heads: attention heads of 32 channels, an even number.
         guidance: the scale that samples are shown and students distilled with.
     """
 
     layers: int = 6
     heads: int = 8
     guidance: float = 3.0
+
+    def __post_init__(self) -> None:
+        at_least(1, layers=self.layers)
+        at_least(0, guidance=self.guidance)
+        if self.heads < 2 or self.heads % 2:
+            raise FewstepError(f"{self.heads} heads are not possible: give an even number")
 
 
 def build_teacher(config: TeacherConfig, channels: int, size: int) -> nn.Module:

@@ -13,7 +13,7 @@ from .autoencoder import autoencoder_phase, build_autoencoder, psnr
 from .batches import ImageBatches
 from .data.packed import CaptionedImages, load_captioned_images
 from .distribution import is_main_process
-from .latents import encode_images
+from .latents import decode_latents, encode_images
 from .picture import save_grid
 from .recipe import AutoencoderRecipe
 from .trainer import train
@@ -31,7 +31,7 @@ def train_autoencoder(data: Path, out: Path, recipe: AutoencoderRecipe, device: 
     vae: Any = build_autoencoder(recipe.network).to(device)
     batches = ImageBatches(images.images, recipe.batch_size, recipe.trainer.seed, device)
     phase = autoencoder_phase(vae, recipe.network)
-    train([phase], batches, vae, recipe.trainer, out / "training", recipe=asdict(recipe))
+    train([phase], batches, vae, recipe.trainer, out / "training", recipe=asdict(recipe) | {"data": images.identity})
     if is_main_process():
         _save(vae.eval(), images, held_out, out, recipe, device)
 
@@ -43,8 +43,8 @@ def _save(
     encoder = LatentEncoder(vae.encoder, 1.0)
     vae.register_to_config(scaling_factor=float(1 / encode_images(encoder, images.images, device).std()))
 
-    with torch.inference_mode():
-        decoded = LatentDecoder(vae.decoder, 1.0)(encode_images(encoder, held_out, device).to(device)).cpu() * 2 - 1
+    latents = encode_images(encoder, held_out, device)
+    decoded = decode_latents(LatentDecoder(vae.decoder, 1.0), latents, device) * 2 - 1
     original = held_out.float() / 127.5 - 1
     result = {"validation_psnr_db": float(psnr(decoded, original)), "data": images.identity, "recipe": asdict(recipe)}
     write_json(out / "training" / "result.json", result)

@@ -1,5 +1,7 @@
 """`fewstep train METHOD`: from a teacher and its data to a student of a fixed number of steps."""
 
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,8 @@ import torch
 from ..runtime.artefact import Card, read_card, save_artefact
 from ..runtime.errors import FewstepError
 from ..runtime.families import Model, family_of, load_model
-from ..runtime.files import write_json
+from ..runtime.files import read_json, write_json
+from .checkpoint import Progress
 from .copies import FullCopies, LoRACopies, merged, save_adapter
 from .distribution import is_main_process
 from .latents import LatentData, load_latent_data, show_samples
@@ -18,6 +21,9 @@ from .methods import get_method
 from .recipe import StudentRecipe
 from .trainer import train
 from .watchdog import watch_stage
+
+Cost = Mapping[str, float]
+"""What a stage took: `preparation_minutes` (of making pairs, say), `minutes` and `iterations` of training."""
 
 
 def train_student(
@@ -43,9 +49,10 @@ def train_student(
     latent_data = load_latent_data(data, model, recipe.batch_size, recipe.trainer.seed, device)
     torch.manual_seed(recipe.trainer.seed)
     task = make_task(model, teacher, card, latent_data, out, recipe, device)
-    stage = _train_stages(method, task, recipe, latent_data)
+    origin = {"teacher": card.weights, "data": latent_data.identity}
+    stage, costs = _train_stages(method, task, recipe, latent_data, origin)
     if is_main_process():
-        save_student(out, stage, teacher, card, method, latent_data, recipe)
+        save_student(out, stage, teacher, card, method, latent_data, recipe, costs)
 
 
 def make_task(
@@ -74,16 +81,47 @@ def make_task(
     )
 
 
-def _train_stages(method: str, task: Task, recipe: StudentRecipe[Any], latent_data: LatentData) -> Stage:
+def _train_stages(
+    method: str, task: Task, recipe: StudentRecipe[Any], latent_data: LatentData, origin: Mapping[str, Any]
+) -> tuple[Stage, dict[str, Cost]]:
     """Train each stage when the one before is done; the last holds the student."""
-    last = None
-    for stage in get_method(method).stages(task, recipe.method):
-        last = _train_stage(stage, task, recipe, latent_data)
+    whole = asdict(recipe)
+    begun_with = {**whole, "method": {"name": method, **whole["method"]}, **origin}
+    last: Stage | None = None
+    costs: dict[str, Cost] = {}
+    for seconds, stage in _timed(get_method(method).stages(task, recipe.method)):
+        preparation = _add_preparation(task.folder / "preparation.json", stage.name, seconds)
+        progress = _train_stage(stage, task, recipe, latent_data, begun_with)
+        costs[stage.name] = {
+            "preparation_minutes": round(preparation / 60, 2),
+            "minutes": round(progress.seconds / 60, 2),
+            "iterations": progress.step,
+        }
+        last = stage
     assert last is not None, f"{method} has no stage"
-    return last
+    return last, costs
 
 
-def _train_stage(stage: Stage, task: Task, recipe: StudentRecipe[Any], latent_data: LatentData) -> Stage:
+def _timed(stages: Iterable[Stage]) -> Iterator[tuple[float, Stage]]:
+    """Each stage after the seconds that it took to get it."""
+    asked = time.monotonic()
+    for stage in stages:
+        yield time.monotonic() - asked, stage
+        asked = time.monotonic()
+
+
+def _add_preparation(path: Path, stage: str, seconds: float) -> float:
+    """Seconds that a stage's preparation has taken, in earlier runs of the same command too."""
+    spent = read_json(path) if path.exists() else {}
+    spent[stage] = spent.get(stage, 0.0) + seconds
+    if is_main_process():
+        write_json(path, spent)
+    return float(spent[stage])
+
+
+def _train_stage(
+    stage: Stage, task: Task, recipe: StudentRecipe[Any], latent_data: LatentData, begun_with: Mapping[str, Any]
+) -> Progress:
     def show(step: int) -> None:
         guidance = stage.guidance if stage.guidance_range else None
         path = task.folder / "samples.png"
@@ -98,11 +136,10 @@ def _train_stage(stage: Stage, task: Task, recipe: StudentRecipe[Any], latent_da
     watchdog, phases, averages = watch_stage(recipe.watchdog, stage, task), stage.phases, stage.averages
     student = stage.student.module
     try:
-        train(phases, latent_data.batches, student, trainer, folder, show, averages, asdict(recipe), watchdog)
+        return train(phases, latent_data.batches, student, trainer, folder, show, averages, begun_with, watchdog)
     finally:  # what it saw matters most where training failed
-        if is_main_process():
+        if watchdog.checks and is_main_process():
             write_json(folder / "watchdog.json", watchdog.report())
-    return stage
 
 
 def save_student(
@@ -113,6 +150,7 @@ def save_student(
     method: str,
     latent_data: LatentData,
     recipe: StudentRecipe[Any],
+    costs: Mapping[str, Cost],
 ) -> None:
     """Write a student's directory: its network, the teacher's decoder, and how it is to be sampled."""
     times = {len(each) - 1: list(each) for each in (stage.times, *stage.other_times)}
@@ -126,6 +164,7 @@ def save_student(
         "teacher": {"weights": teacher_card.weights},
         "data": latent_data.identity,
         "recipe": asdict(recipe),
+        "cost": dict(costs),
     }
     if stage.guidance_range:
         card["guidance_range"] = list(stage.guidance_range)

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..runtime.artefact import save_artefact
+from ..runtime.artefact import parts_hash, save_artefact
 from ..runtime.denoiser import GuidedDenoiser
 from ..runtime.errors import FewstepError
 from ..runtime.families import Model, load_part, sana
 from ..runtime.schedule import Flow, uniform_times
 from .data.packed import load_captioned_images
 from .distribution import is_main_process
+from .flow_matching import flow_matching_phase
 from .latents import load_latent_data, show_samples
-from .methods.flow_matching import flow_matching_phase
 from .recipe import TeacherRecipe
 from .teacher import build_teacher
 from .trainer import train
@@ -55,12 +55,14 @@ def train_teacher(
     latent_data = load_latent_data(data, model, recipe.batch_size, recipe.trainer.seed, device)
     phase = flow_matching_phase(network, model.denoiser, latent_data.negative, recipe.method)
 
+    folder = out / "training"
     guided = GuidedDenoiser(model.denoiser, recipe.network.guidance, latent_data.negative)
 
     def show(step: int) -> None:
-        show_samples(guided, SAMPLER, uniform_times(20), latent_data, out / "training" / "samples.png")
+        show_samples(guided, SAMPLER, uniform_times(20), latent_data, folder / "samples.png")
 
-    train([phase], latent_data.batches, network, recipe.trainer, out / "training", show, recipe=asdict(recipe))
+    origin = {"data": latent_data.identity, "autoencoder": parts_hash(autoencoder, ["vae"])}
+    train([phase], latent_data.batches, network, recipe.trainer, folder, show, recipe=asdict(recipe) | origin)
     card = {
         "kind": "teacher",
         "method": "flow_matching",

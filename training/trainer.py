@@ -28,6 +28,7 @@ from .progress import training_progress
 from .recorder import Recorder, read_curve
 from .trainer_config import TrainerConfig
 from .turn import Turn
+from .watch import Watch
 
 __all__ = ["Batches", "TrainerConfig", "Watch", "read_curve", "step_draws", "train", "training_device"]
 
@@ -44,22 +45,6 @@ class Batches(Protocol[Batch_co]):
         ...
 
 
-class Watch(Protocol):
-    """Looks on and says when training has collapsed; all networks are whole meanwhile."""
-
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Whether training has collapsed, at a point of the curve."""
-        ...
-
-    def reset(self) -> None:
-        """Begin anew: the weights are those of an earlier step."""
-        ...
-
-    def sound(self) -> bool:
-        """Whether the student shows no sign of collapse as it is now, so that it is worth going back to."""
-        ...
-
-
 def train(
     phases: list[Phase[Batch]],
     batches: Batches[Batch],
@@ -70,7 +55,7 @@ def train(
     averages: Sequence[Average] = (),
     recipe: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
-) -> None:
+) -> Progress:
     """Train until the budget is spent; continue from `out/state.pt` where there is one.
 
     Under `accelerate launch` every process calls this with the same arguments; only the main process writes, and only
@@ -87,11 +72,16 @@ def train(
         recipe: whatever else must stay the same when the run is continued.
         watch: looks at every point of the curve; with `config.rollback` its verdict brings back the last checkpoint.
 
+    Returns:
+        Where the run stands in the end.
+
     Raises:
         FewstepError: training diverges, a batch holds NaN, the checkpoint belongs to another recipe or cannot be
             written, or accelerate is configured for something unsupported.
     """
-    _Trainer(phases, batches, exported, config, out, averages, recipe or {}, watch).run(on_checkpoint)
+    trainer = _Trainer(phases, batches, exported, config, out, averages, recipe or {}, watch)
+    trainer.run(on_checkpoint)
+    return trainer.progress
 
 
 class _Trainer(Generic[Batch]):
@@ -122,8 +112,8 @@ class _Trainer(Generic[Batch]):
         self.metrics: dict[str, Tensor] = {}
         self.recipe = plain({**recipe, **self._recipe()})
         self.path = out / "state.pt"
-        if self.path.exists():
-            self._load()
+        self.resumed = bool(self._of_main(self.path.exists()))
+        self.seen = self._load() if self.resumed else None
 
     def _recipe(self) -> dict[str, Any]:
         phases = {
@@ -134,10 +124,11 @@ class _Trainer(Generic[Batch]):
         return {"trainer": trainer, "phases": phases, "processes x accumulation": self.shards}
 
     def run(self, on_checkpoint: Callable[[int], None] | None) -> None:
+        self._begin_watch()
         self.started = time.monotonic() - self.progress.seconds
         files = closing(Recorder(self.out, self.progress.step)) if self.main else nullcontext()
         with files as self.recorder, training_progress(self._fraction, shown=self.main) as self.report:
-            if self.config.rollback and not self.path.exists():
+            if self.config.rollback and not self.resumed:
                 self._save()
             while self._fraction() < 1:
                 try:
@@ -163,9 +154,11 @@ class _Trainer(Generic[Batch]):
         while not due:
             self._iteration()
             progress.step += 1
-            progress.seconds = self._of_main(time.monotonic() - self.started)
-            due = self._fraction() == 1 or progress.seconds - before > 60 * config.checkpoint_minutes
             logged = progress.step % config.log_every == 0
+            # To ask for the main process's clock is to wait for it, so several processes do that now and then only.
+            if logged or self.accelerator.num_processes == 1 or self._fraction() == 1:
+                progress.seconds = self._of_main(time.monotonic() - self.started)
+            due = self._fraction() == 1 or progress.seconds - before > 60 * config.checkpoint_minutes
             if logged or due:
                 self._settle()
             if logged:
@@ -232,6 +225,19 @@ class _Trainer(Generic[Batch]):
                 f"training collapsed at step {progress.step}: lower the learning rate and run it again"
             )
 
+    def _begin_watch(self) -> None:
+        """Give the watch what it had seen at the checkpoint, or let it take its first look."""
+        if not self.watch:
+            return
+        if self.seen is None:
+            self._reset(self.watch)
+        elif self.main:
+            self.watch.load_state_dict(self.seen)
+
+    def _reset(self, watch: Watch) -> None:
+        with gathered(self.modules):
+            self._on_main(lambda: watch.reset(self.progress.step))
+
     def _collapsed(self, watch: Watch) -> bool:
         with gathered(self.modules):
             return bool(self._of_main(self.main and watch(self.progress.step, self.progress.latest)))
@@ -251,8 +257,7 @@ class _Trainer(Generic[Batch]):
         self._load()
         self.progress.rollbacks, self.progress.seconds = rollbacks, seconds
         if self.watch:
-            with gathered(self.modules):
-                self._on_main(self.watch.reset)
+            self._reset(self.watch)
 
     def _save(self) -> None:
         state = {
@@ -261,6 +266,7 @@ class _Trainer(Generic[Batch]):
             "turns": [turn.state_dict() for turn in self.turns],
             "ema": self.ema.state_dict(),
             "averages": [average.module.state_dict() for average in self.averages],
+            "watch": self.watch.state_dict() if self.watch and self.main else None,
         }
         self._on_main(lambda: self._write(state))
 
@@ -271,7 +277,8 @@ class _Trainer(Generic[Batch]):
         memory = {"peak_mib": peak_memory(self.device), "activations_mib": activations}
         self.recorder.save(self.progress.curve, memory, last=self._fraction() == 1)
 
-    def _load(self) -> None:
+    def _load(self) -> Any:
+        """Go on from the checkpoint; returns what the watch had seen then, if one was there."""
         state = read_checkpoint(self.path)
         require_same_recipe(self.path, state["recipe"], self.recipe)
         try:
@@ -286,6 +293,7 @@ class _Trainer(Generic[Batch]):
             ) from error
         self.progress = Progress(**state["progress"])
         self.metrics = {name: torch.tensor(value, device=self.device) for name, value in self.progress.latest.items()}
+        return state["watch"]
 
     def _on_main(self, act: Callable[[], None]) -> None:
         """Let the main process act while the others wait."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..runtime.errors import FewstepError
+from .checks import above, at_least, within
 from .numerics import PRECISIONS
 
 
@@ -20,13 +21,13 @@ class TrainerConfig:
         decay: the share of the run, at its end, over which the rate falls linearly to 0.
         weight_decay: AdamW's.
         gradient_norm: gradients are clipped to this norm, per phase.
-        ema_decay: of the exported weights' moving average.
+        ema_decay: of the exported weights' moving average, in [0, 1).
         precision: of forward passes: `no` (float32), `bf16`, or `fp16` with a scaled loss; weights stay float32.
         accumulation: batches, one after the other on each process, whose mean gradient makes one update.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         rollback: after a collapse go back to the last checkpoint and halve the learning rates, at most 5 times.
         checkpoint_minutes: between checkpoints.
-        log_every: iterations between points of the curve.
+        log_every: iterations between points of the curve, where several processes look at the clock, too.
     """
 
     iterations: int = 1_000_000
@@ -48,5 +49,10 @@ class TrainerConfig:
         if self.precision not in PRECISIONS:
             choices = ", ".join(PRECISIONS)
             raise FewstepError(f"precision {self.precision!r} is not supported in training: choose one of {choices}")
-        if self.accumulation < 1:
-            raise FewstepError(f"accumulation over {self.accumulation} batches is not possible: give 1 or more")
+        at_least(1, iterations=self.iterations, accumulation=self.accumulation, log_every=self.log_every)
+        at_least(0, minutes=self.minutes, warmup=self.warmup, checkpoint_minutes=self.checkpoint_minutes)
+        at_least(0, weight_decay=self.weight_decay)
+        above(0, gradient_norm=self.gradient_norm)
+        within(0, 1, decay=self.decay)
+        if not 0 <= self.ema_decay < 1:
+            raise FewstepError(f"an ema decay of {self.ema_decay:g} is not possible: give at least 0 and less than 1")

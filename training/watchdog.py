@@ -12,11 +12,9 @@ import torch
 from rich import get_console
 from torch import Tensor, nn
 
-from ..runtime.denoiser import initial_scale
-from ..runtime.noise import gaussian_noise
-from ..runtime.samplers import get_sampler
 from .batches import ConditionedBatch
 from .collapse import COLLAPSES, WARNINGS, Detector, History, WatchdogConfig
+from .fixed_noise import sample_at_fixed_noise
 from .latent_statistics import Comparison, LatentStatistics, compare, latent_statistics
 from .method import Stage, Task
 
@@ -39,7 +37,7 @@ class Finding:
 
 
 class Watchdog:
-    """Called by the trainer at every log point; `findings` holds what it has found so far.
+    """Called by the trainer at every log point, after `reset` or `load_state_dict`; `findings` holds what it found.
 
     Args:
         config: thresholds.
@@ -54,8 +52,8 @@ class Watchdog:
         self.config, self.sample, self.real, self.module = config, sample, real, module
         self.findings: list[Finding] = []
         self.checks: list[dict[str, Any]] = []
-        self._step = 0
-        self._begin([])
+        self._step, self._history = 0, History()
+        self._reported: set[str] = set()
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Look at the training after `step` iterations, and print what is new.
@@ -80,10 +78,17 @@ class Watchdog:
             self._report(finding)
         return any(finding.collapse for finding in found)
 
-    def reset(self) -> None:
-        """Begin anew with the weights as they are now; what the student was at its best stays the measure."""
-        checks = self._history.finite()
-        self._begin(checks[: max(1, len(checks) - self.config.patience)])
+    def reset(self, step: int) -> None:
+        """Begin, or begin anew, with the weights as they are now, those of `step`.
+
+        What the student was at its best stays the measure.
+        """
+        checks: list[Comparison | None] = [*self._history.finite()]
+        self._step, self._reported = step, set()
+        self._history = History(
+            checks[: max(1, len(checks) - self.config.patience)], [(step, weight_norm(self.module))]
+        )
+        self._check()
 
     def sound(self) -> bool:
         """Whether the student as it is now shows no sign of collapse: only then is it worth going back to."""
@@ -96,10 +101,25 @@ class Watchdog:
         """Findings and checks so far, ready for JSON."""
         return {"findings": [asdict(finding) for finding in self.findings], "checks": self.checks}
 
-    def _begin(self, checks: list[Comparison]) -> None:
-        self._history = History([*checks], [(self._step, weight_norm(self.module))])
-        self._reported: set[str] = set()
-        self._check()
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, ready for JSON."""
+        return {
+            **self.report(),
+            "step": self._step,
+            "reported": sorted(self._reported),
+            "history": asdict(self._history),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._step, self._reported, history = state["step"], set(state["reported"]), state["history"]
+        self.findings = [Finding(**each) for each in state["findings"]]
+        self.checks = [*state["checks"]]
+        self._history = History(
+            [each and Comparison(**each) for each in history["checks"]],
+            [(step, norm) for step, norm in history["weights"]],
+            {name: [(step, value) for step, value in points] for name, points in history["accuracy"].items()},
+        )
 
     def _check(self) -> None:
         check = self._compare()
@@ -139,18 +159,18 @@ def watch_stage(config: WatchdogConfig, stage: Stage, task: Task) -> Watchdog:
 
 def sample_student(stage: Stage, batch: ConditionedBatch, number: int) -> Tensor:
     """The student's `x_0` (B, C, ...) for a batch's conditions, at noise that depends on the batch's number only."""
-    shape, device = batch.x_0.shape, batch.x_0.device
-    seeds = range(number * len(batch.x_0), (number + 1) * len(batch.x_0))
-
-    def noise(step: int) -> Tensor:
-        return torch.from_numpy(gaussian_noise(seeds, step, shape[1:])).to(device)
-
-    condition = dict(batch.condition)
-    if stage.guidance_range:
-        condition["guidance"] = torch.full((len(batch.x_0),), stage.guidance, device=device)
-    denoiser = stage.student.denoiser
-    x_T = initial_scale(denoiser.schedule, stage.times[0]) * noise(0)
-    return get_sampler(stage.sampler).function(denoiser, x_T, stage.times, condition, noise).float()
+    count, shape = len(batch.x_0), batch.x_0.shape[1:]
+    seeds = range(number * count, (number + 1) * count)
+    return sample_at_fixed_noise(
+        stage.student.denoiser,
+        stage.sampler,
+        stage.times,
+        batch.condition,
+        seeds,
+        shape,
+        batch.x_0.device,
+        stage.guidance if stage.guidance_range else None,
+    )
 
 
 @torch.no_grad()

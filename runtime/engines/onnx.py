@@ -6,7 +6,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from ..errors import require
+from ..errors import FewstepError, require
 from . import Arrays, Engine
 
 SUFFIX = ".onnx"
@@ -17,6 +17,9 @@ class OnnxEngine:
 
     Args:
         path: the graph's file.
+
+    Raises:
+        FewstepError: ONNX Runtime is missing, or it cannot use the GPU that it has been built for.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,6 +31,7 @@ class OnnxEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         self.session = runtime.InferenceSession(path, options, providers=_providers())
+        _require_provider(self.session)
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def __call__(self, **arrays: npt.NDArray[Any]) -> Arrays:
@@ -43,6 +47,16 @@ def load(folder: Path, graph: str, precision: str) -> Engine:
 def library() -> str:
     """ONNX Runtime's version and execution provider."""
     return f"onnxruntime {require('onnxruntime', 'onnx').__version__} {_providers()[0]}"
+
+
+def _require_provider(session: Any) -> None:
+    """ONNX Runtime falls back to the CPU in silence, and what was measured and named would be something else."""
+    wanted, found = _providers()[0], session.get_providers()[0]
+    if found != wanted:
+        raise FewstepError(
+            f"ONNX Runtime offers {wanted} and runs on {found}: install the CUDA libraries and the driver that "
+            "onnxruntime-gpu needs, or onnxruntime in its place"
+        )
 
 
 def _providers() -> list[str]:

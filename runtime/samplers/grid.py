@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..denoiser import levels
 from ..errors import FewstepError
 from ..schedule import Schedule
 
@@ -32,6 +33,11 @@ class Level:
     def log_snr(self) -> Tensor:
         """`lambda = log(alpha / sigma)`: minus infinity in pure noise, infinity at `t = 0`."""
         return self.alpha.log() - self.sigma.log()
+
+
+def level(schedule: Schedule, t: Tensor, x: Tensor) -> Level:
+    """The level of each sample of x (B, ...) at times t () or (B,)."""
+    return Level(t, *levels(schedule, t, x))
 
 
 def grid(schedule: Schedule, times: Sequence[float]) -> list[Level]:

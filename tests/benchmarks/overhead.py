@@ -1,9 +1,9 @@
 """What the trainer costs beside a plain loop with the same network calls: the time of an iteration, and peak memory.
 
 Both train the built-in network on the same random latents, in turns: a block of the one's iterations, a block of the
-other's, so that whatever else the machine does slows both. Memory is that of processes which run one of them alone.
-The trainer does all that it does in `fewstep train`: curve, TensorBoard, progress, watchdog; checkpoints are minutes
-apart and fall outside the blocks.
+other's, so that whatever else the machine does slows both; on CPU the clock is the main thread's own. Memory is that of
+processes which run one of them alone. The trainer does all that it does in `fewstep train`: curve, TensorBoard,
+progress, watchdog; checkpoints are minutes apart and fall outside the blocks.
 """
 
 import argparse
@@ -88,7 +88,9 @@ class InTurns:
     def _mark(self) -> None:
         if self.batch.x_0.is_cuda:
             torch.cuda.synchronize()
-        self.marks.append(time.perf_counter())
+            self.marks.append(time.perf_counter())
+        else:  # what other programs take from the processor does not count
+            self.marks.append(time.thread_time())
 
     def seconds(self) -> tuple[list[float], list[float]]:
         """Of each timed block: the trainer's, and the plain loop's before it."""
@@ -248,7 +250,7 @@ class Descent:
     def __call__(self, loss: Callable[[], Tensor], setup: Setup) -> None:
         with autocast(setup.device.type, setup.precision):
             value = loss()
-        value.backward()
+        torch.autograd.backward(value)
         nn.utils.clip_grad_norm_(self.parameters, LARGEST_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -259,8 +261,8 @@ def averaged(module: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def follow(average: list[Tensor], module: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(average, list(module.parameters()), 1 - decay)
+def follow(average: Sequence[Tensor], module: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average), list(module.parameters()), 1 - decay)
 
 
 def velocity(network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -343,7 +345,8 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     setup = Setup(training_device(given.device), given.precision, given.batch, given.iterations, given.blocks)
     if given.alone:
-        print(run_alone(*given.alone, setup))
+        side, method = given.alone
+        print(run_alone(side, method, setup))
         return
 
     def peak(side: str, method: str) -> float:

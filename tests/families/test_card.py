@@ -105,3 +105,17 @@ def test_a_save_that_cannot_write_its_parts_leaves_the_model_as_it_was(tmp_path:
         save_artefact(tmp_path, fails, CARD)
     assert read_card(tmp_path) == before
     assert weights_hash(tmp_path) == before.weights
+
+
+def test_folders_that_the_new_model_lacks_go_and_what_no_model_wrote_stays(tmp_path: Path) -> None:
+    def write_with_adapter(folder: Path) -> None:
+        write(folder)
+        (folder / "lora").mkdir()
+
+    for name in ("training", "evaluation", "engines"):
+        (tmp_path / name).mkdir()
+    save_artefact(tmp_path, write_with_adapter, CARD)
+    assert (tmp_path / "lora").is_dir()
+    saved(tmp_path)
+    folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert folders == {*PARTS, "safety_checker", "training", "evaluation", "engines"}

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Libraries here may be of other versions than the project's, and have other warnings.
 PYTEST = ["-m", "pytest", "-m", "gpu", "-q", "-W", "default", "-p", "no:cacheprovider"]
 MEASUREMENTS = {"kernels": ["-m", "fewstep.kernels.benchmark"], "speed": [str(ROOT / "tests" / "gpu" / "speed.py")]}
-SECONDS = 200
+SECONDS = 400
 """At most this long for each section."""
 
 

@@ -20,9 +20,9 @@ from fewstep.runtime.trajectory import Trajectory
 from fewstep.training.autoencoder import AutoencoderConfig, build_autoencoder
 from fewstep.training.batches import ConditionedBatch
 from fewstep.training.copies import FullCopies
+from fewstep.training.flow_matching import FlowMatchingConfig, flow_matching_phase
 from fewstep.training.method import Task
 from fewstep.training.methods import dmd2
-from fewstep.training.methods.flow_matching import FlowMatchingConfig, flow_matching_phase
 from fewstep.training.phase import Phase
 from fewstep.training.teacher import TeacherConfig, build_teacher
 from fewstep.training.trainer import train

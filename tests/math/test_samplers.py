@@ -13,7 +13,7 @@ from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.prediction import sample_to_epsilon
 from fewstep.runtime.samplers import SAMPLERS, get_sampler
 from fewstep.runtime.samplers.dpm_solver import dpm_solver
-from fewstep.runtime.samplers.grid import Level
+from fewstep.runtime.samplers.grid import level
 from fewstep.runtime.samplers.sde_dpm_solver import sde_dpm_solver, sde_step
 from fewstep.runtime.schedule import Flow, Schedule, schedule_from_config, uniform_times
 
@@ -112,7 +112,7 @@ def test_sde_step_keeps_and_adds_noise_in_the_stated_shares(schedule: Schedule, 
     """`alpha_s x_0 + sigma_s (e^{-eta h} eps + sqrt(1 - e^{-2 eta h}) z)`, with a time of its own for each sample."""
     x_t, x_0, z = (fixed_noise(k) for k in range(3))
     t, s = (torch.tensor(times, dtype=torch.float64) for times in ([0.9, 0.7, 0.5, 0.2], [0.8, 0.3, 0.4, 0.1]))
-    here, there = (Level(time, *levels(schedule, time, x_t)) for time in (t, s))
+    here, there = (level(schedule, time, x_t) for time in (t, s))
     eps = sample_to_epsilon(x_0, x_t, here.alpha, here.sigma)
     h = there.log_snr - here.log_snr
     noise = (-eta * h).exp() * eps + (1 - (-2 * eta * h).exp()).sqrt() * z

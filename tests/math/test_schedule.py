@@ -98,6 +98,20 @@ def test_zero_terminal_snr_stays_finite() -> None:
     assert all(torch.isfinite(getattr(schedule, function)(end)) for function in FUNCTIONS)
 
 
+def test_a_traced_vp_process_is_still_itself_afterwards() -> None:
+    """What it keeps of its table must not be a trace's stand-in."""
+
+    class Levels(torch.nn.Module):
+        schedule = VP(DDIMScheduler().alphas_cumprod)
+
+        def forward(self, t: torch.Tensor) -> torch.Tensor:
+            return self.schedule.alpha(t) + self.schedule.sigma(t)
+
+    levels, t = Levels(), torch.rand(5)
+    program = torch.export.export(levels, (t,)).module()
+    torch.testing.assert_close(program(t), levels(t))
+
+
 def test_flow_shift_is_that_of_diffusers() -> None:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     t = torch.arange(1000, 0, -1, dtype=torch.float64) / 1000

@@ -5,6 +5,7 @@ A student with dropout follows a critic, the critic follows the data; a moving a
 
 import copy
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,15 +14,21 @@ from torch import Tensor, nn
 
 from fewstep.runtime.errors import FewstepError
 from fewstep.training.phase import Average, Draws, Loss, Phase
-from fewstep.training.trainer import TrainerConfig, train
+from fewstep.training.trainer import train
+from fewstep.training.trainer_config import TrainerConfig
 
 
 def batches(step: int, phase: int) -> Tensor:
     return torch.randn(4, 6, generator=torch.Generator().manual_seed(100 * step + phase))
 
 
-def main(folder: Path, sharded: bool = False, dropout: float = 0.1, **options: object) -> None:
-    """Train; `student-main.pt` and `student-other.pt` hold what the processes are left with."""
+def main(folder: Path, sharded: bool = False, apart: bool = False, dropout: float = 0.1, **options: object) -> None:
+    """Train; `student-main.pt` and `student-other.pt` hold what the processes are left with.
+
+    Processes that are `apart` share no disk.
+    """
+    if apart:
+        folder = folder / os.environ["RANK"] if os.environ["RANK"] != "0" else folder
     torch.manual_seed(0)
     student, critic = nn.Sequential(nn.Linear(6, 6), nn.Dropout(dropout)), nn.Sequential(nn.Linear(6, 6), nn.Tanh())
     slow = copy.deepcopy(critic).requires_grad_(False)

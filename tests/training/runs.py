@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.training.phase import Draws, Loss, Phase
-from fewstep.training.trainer import TrainerConfig
+from fewstep.training.trainer_config import TrainerConfig
 
 CONFIG = TrainerConfig(iterations=12, seed=3, warmup=4, precision="no", checkpoint_minutes=0, log_every=1)
 STEADY = replace(CONFIG, warmup=1, decay=0.0, weight_decay=0.0)
@@ -30,17 +30,17 @@ def stop_at(step: int, source: Batches = batches) -> Batches:
     return interrupted
 
 
-def two_phases(seed: int = 0) -> tuple[list[Phase[Tensor]], nn.Module]:
+def two_phases(seed: int = 0, device: str = "cpu") -> tuple[list[Phase[Tensor]], nn.Module]:
     """A student that follows a critic, the critic follows the data; the student runs every other time."""
     torch.manual_seed(seed)
-    student, critic = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    student, critic = nn.Linear(3, 3).to(device), nn.Sequential(nn.Linear(3, 3), nn.Tanh()).to(device)
 
     def critic_loss(batch: Tensor, draws: Draws) -> Loss:
-        noise = torch.randn(batch.shape, generator=draws.own)
+        noise = torch.randn(batch.shape, generator=draws.own, device=device)
         return (critic(batch + noise) - batch).pow(2).mean(), {}
 
     def student_loss(batch: Tensor, draws: Draws) -> Loss:
-        noise = torch.randn(batch.shape, generator=draws.own)
+        noise = torch.randn(batch.shape, generator=draws.own, device=device)
         value = (critic(student(noise)) - batch).pow(2).mean()
         return value, {"twice": 2 * value}
 

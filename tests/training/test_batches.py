@@ -38,6 +38,16 @@ def test_order_differs_between_epochs_phases_and_seeds() -> None:
     assert len({tuple(order) for order in orders}) == 4
 
 
+def test_a_batch_that_is_changed_changes_no_other() -> None:
+    """Permutations are kept; more of them than that are asked for in between."""
+    before = batch_indices(1, 0, 4, 10, seed=2)
+    kept = before.clone()
+    before.zero_()
+    for seed in range(20):
+        batch_indices(1, 0, 4, 10, seed)
+    assert torch.equal(batch_indices(1, 0, 4, 10, seed=2), kept)
+
+
 def test_batch_of_a_step_can_be_asked_for_again(latent_batches: LatentBatches) -> None:
     later = latent_batches(8, 1)
     latent_batches(0, 0)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from fewstep.runtime.samplers import get_sampler
+from fewstep.runtime.samplers.grid import level
 from fewstep.runtime.schedule import EDM, Flow, Schedule
 from fewstep.training.method import Task
 from fewstep.training.methods.consistency import Config, heun_step, stages
-from fewstep.training.self_consistency import Start, level
+from fewstep.training.self_consistency import Start
 
 TIMES = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)
 

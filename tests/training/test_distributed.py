@@ -14,7 +14,7 @@ from torch import nn
 
 from fewstep.runtime.errors import FewstepError
 from fewstep.training.distribution import make_accelerator
-from fewstep.training.trainer import TrainerConfig
+from fewstep.training.trainer_config import TrainerConfig
 
 HERE = Path(__file__).parent
 LAUNCH = [
@@ -69,6 +69,25 @@ def test_two_processes_go_on_as_one_that_accumulates(one: Path, sharded: bool, t
     result = launch(folder, sharded=sharded)
     assert result.returncode == 0, result.stderr
     assert_same_run(one, folder, 1e-6 if sharded else 1e-7)
+
+
+def test_two_processes_end_together_by_the_main_ones_clock(tmp_path: Path) -> None:
+    result = launch(tmp_path, iterations=1_000_000, minutes=0.02, log_every=5)
+    assert result.returncode == 0, result.stderr
+    progress = read(tmp_path)["progress"]
+    assert progress["step"] % 5 == 0
+    assert 1.2 <= progress["seconds"] < 5
+    torch.testing.assert_close(read(tmp_path, "student-main.pt"), read(tmp_path, "student-other.pt"), rtol=0, atol=0)
+
+
+def test_a_process_that_cannot_see_the_checkpoint_says_so(one: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(one / "half", tmp_path / "two")
+    before = (folder / "state.pt").read_bytes()
+    result = launch(folder, apart=True)
+    assert result.returncode != 0
+    assert "a process cannot see" in result.stderr
+    assert "give an --out on a disk that all processes share" in result.stderr
+    assert (folder / "state.pt").read_bytes() == before
 
 
 def test_another_number_of_shards_is_a_changed_recipe(one: Path) -> None:

@@ -11,11 +11,14 @@ from fewstep.kernels.distribution_matching import distribution_matching_gradient
 from fewstep.runtime.denoiser import add_noise, levels
 from fewstep.training.distribution_matching import (
     FeatureHead,
+    accuracy,
     as_map,
     call_with_features,
     discriminator_loss,
     generator_loss,
     gradient_loss,
+    noise_level,
+    twice,
 )
 
 
@@ -93,3 +96,20 @@ def test_adversarial_losses_at_indifference_and_their_directions() -> None:
     assert (fake.grad > 0).all()  # descending lowers D(fake) and raises D(real), the generator raises D(fake)
     assert (real.grad < 0).all()
     assert (logits.grad < 0).all()
+
+
+def test_accuracy_counts_fake_and_real_samples_alike() -> None:
+    assert accuracy(torch.tensor([-1.0, -2.0]), torch.tensor([3.0])).item() == 1
+    assert accuracy(torch.tensor([-1.0, 2.0, 2.0, 2.0]), torch.tensor([3.0])).item() == pytest.approx(0.625)
+
+
+def test_noise_level_is_uniform_in_its_range() -> None:
+    t, eps = noise_level(torch.zeros(4000, 2), (0.2, 0.6), torch.Generator().manual_seed(0))
+    assert eps.shape == (4000, 2)
+    assert (t.min(), t.max()) == (pytest.approx(0.2, abs=1e-3), pytest.approx(0.6, abs=1e-3))
+    assert t.mean().item() == pytest.approx(0.4, abs=0.01)
+
+
+def test_condition_holds_every_prompt_twice_in_order() -> None:
+    both = twice({"text": torch.arange(3)})["text"]
+    assert both.tolist() == [0, 1, 2, 0, 1, 2]

@@ -11,18 +11,16 @@ from torch import Tensor, nn
 
 from fewstep.runtime.samplers import get_sampler
 from fewstep.training.batches import ConditionedBatch
+from fewstep.training.flow_matching import FlowMatchingConfig, flow_matching_phase
 from fewstep.training.method import Task
 from fewstep.training.methods.dmd2 import Config, Networks, fake_loss, phases, student_loss
-from fewstep.training.methods.flow_matching import FlowMatchingConfig, flow_matching_phase
 from fewstep.training.phase import Draws
 from fewstep.training.trainer import TrainerConfig, train
 
+from .points import seeded, sliced_distance
+
 PLAIN = Config(generator_weight=0, discriminator_weight=0)
 TRAINER = TrainerConfig(iterations=1, warmup=1, precision="no", weight_decay=0)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
@@ -169,9 +167,3 @@ def test_student_learns_the_distribution_of_an_analytic_teacher(
     nearest = torch.cdist(samples(), data.means).argmin(1)
     shares = torch.bincount(nearest, minlength=3) / len(nearest)
     torch.testing.assert_close(shares, data.weights, rtol=0, atol=0.1)
-
-
-def sliced_distance(left: Tensor, right: Tensor) -> float:
-    """Sliced Wasserstein-1 distance of two sets of points, over 64 directions."""
-    directions = nn.functional.normalize(torch.randn(2, 64, generator=seeded()), dim=0)
-    return ((left @ directions).sort(0).values - (right @ directions).sort(0).values).abs().mean().item()

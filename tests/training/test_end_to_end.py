@@ -1,6 +1,7 @@
 """From a folder of pictures to a student on disk: every command's function, two iterations each."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,14 @@ from fewstep.training.teacher import TeacherConfig
 from fewstep.training.train_autoencoder import train_autoencoder
 from fewstep.training.train_student import train_student
 from fewstep.training.train_teacher import train_teacher
-from fewstep.training.trainer import TrainerConfig
+from fewstep.training.trainer_config import TrainerConfig
 
 CPU = torch.device("cpu")
 TRAINER = TrainerConfig(iterations=2, warmup=1, precision="no", log_every=1)
+AUTOENCODER = AutoencoderRecipe(
+    AutoencoderConfig(latent_channels=4, channels=(8, 8, 16, 16), decoder_layers=(0, 1, 1, 1)), TRAINER, 4
+)
+TEACHER = TeacherRecipe(TeacherConfig(layers=1, heads=2), trainer=TRAINER, batch_size=4)
 SIDE = 32
 
 
@@ -48,12 +53,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     root = tmp_path_factory.mktemp("chain")
     data = make_data(root / "data")
     torch.manual_seed(0)
-    small = AutoencoderConfig(latent_channels=4, channels=(8, 8, 16, 16), decoder_layers=(0, 1, 1, 1))
-    train_autoencoder(data, root / "autoencoder", AutoencoderRecipe(small, TRAINER, 4), CPU)
-    shape = TeacherConfig(layers=1, heads=2)
-    train_teacher(
-        data, root / "autoencoder", root / "teacher", TeacherRecipe(shape, trainer=TRAINER, batch_size=4), CPU
-    )
+    train_autoencoder(data, root / "autoencoder", AUTOENCODER, CPU)
+    train_teacher(data, root / "autoencoder", root / "teacher", TEACHER, CPU)
     students = {steps: root / f"student-{steps}" for steps in (1, 4)}
     for steps, folder in students.items():
         train_student("dmd2", root / "teacher", data, folder, student_recipe("dmd2", steps), CPU)
@@ -67,9 +68,9 @@ def student_recipe(method: str, steps: int) -> StudentRecipe[Any]:
     return StudentRecipe(config, TRAINER, steps, batch_size=4)
 
 
-def make_data(folder: Path) -> Path:
+def make_data(folder: Path, seed: int = 0) -> Path:
     """Eight coloured squares to train on and two to validate with; every other one has two captions."""
-    generator = numpy.random.default_rng(0)
+    generator = numpy.random.default_rng(seed)
     for split, count in (("train", 8), ("validation", 2)):
         (folder / split).mkdir(parents=True)
         rows = []
@@ -113,12 +114,23 @@ def test_cards_say_what_was_made_from_what(trained: Trained) -> None:
         assert (folder / "training" / "samples.png").is_file()
 
 
+DEVICES = [("cpu", "no"), pytest.param("cuda", "bf16", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize(("device", "precision"), DEVICES, ids=["cpu", "cuda"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_makes_a_student_of_two_steps(trained: Trained, method: str, tmp_path: Path) -> None:
-    train_student(method, trained.teacher, trained.data, tmp_path / "student", student_recipe(method, 2), CPU)
+def test_every_method_makes_a_student_of_two_steps(
+    trained: Trained, method: str, device: str, precision: str, tmp_path: Path
+) -> None:
+    recipe = student_recipe(method, 2)
+    recipe = replace(recipe, trainer=replace(recipe.trainer, precision=precision))
+    train_student(method, trained.teacher, trained.data, tmp_path / "student", recipe, torch.device(device))
     card = read_card(tmp_path / "student")
     assert (card.kind, card.method, card.steps[0]) == ("student", method, 2)
-    pipeline = Pipeline.from_pretrained(tmp_path / "student", engine="torch", device="cpu")
+    costs = card.raw["cost"].values()
+    assert all(cost.keys() == {"preparation_minutes", "minutes", "iterations"} for cost in costs)
+    assert sum(cost["iterations"] for cost in costs) >= 2
+    pipeline = Pipeline.from_pretrained(tmp_path / "student", engine="torch", device=device)
     assert pipeline.generate("square 3", seed=5).arrays.shape == (1, SIDE, SIDE, 3)
 
 
@@ -126,6 +138,8 @@ def test_low_rank_student_is_saved_whole_with_its_adapter_beside_it(trained: Tra
     recipe = replace(student_recipe("dmd2", 1), lora_rank=2)
     train_student("dmd2", trained.teacher, trained.data, tmp_path / "student", recipe, CPU)
     assert (tmp_path / "student" / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    with pytest.raises(FewstepError, match="begun with lora_rank = 2, and is now given 0"):
+        train_student("dmd2", trained.teacher, trained.data, tmp_path / "student", student_recipe("dmd2", 1), CPU)
     pipeline = Pipeline.from_pretrained(tmp_path / "student", engine="torch", device="cpu")
     assert pipeline.generate("square 3", seed=5).arrays.shape == (1, SIDE, SIDE, 3)
 
@@ -187,6 +201,40 @@ def test_students_are_not_teachers_and_steps_are_few(trained: Trained, tmp_path:
         student_recipe("dmd2", 9)
     with pytest.raises(FewstepError, match="holds no autoencoder: make one with `fewstep train autoencoder`"):
         train_teacher(trained.data, tmp_path, tmp_path / "out", TeacherRecipe(trainer=TRAINER), CPU)
+
+
+def test_a_run_goes_on_with_what_it_was_begun_with_only(trained: Trained, tmp_path: Path) -> None:
+    other_data = make_data(tmp_path / "data", seed=1)
+    recipe, student = student_recipe("dmd2", 1), trained.students[1]
+    with pytest.raises(FewstepError, match=r"begun with data\.identity = "):
+        train_student("dmd2", trained.teacher, other_data, student, recipe, CPU)
+    other_teacher = shutil.copytree(trained.teacher, tmp_path / "teacher")
+    card = json.loads((other_teacher / "fewstep.json").read_text())
+    (other_teacher / "fewstep.json").write_text(json.dumps({**card, "weights": "other"}))
+    with pytest.raises(FewstepError, match=r"begun with teacher = .*, and is now given other"):
+        train_student("dmd2", other_teacher, trained.data, student, recipe, CPU)
+    with pytest.raises(FewstepError, match=r"begun with method\..*"):
+        train_student("lcm", trained.teacher, trained.data, student, student_recipe("lcm", 1), CPU)
+    assert read_card(student).raw["teacher"] == {"weights": read_card(trained.teacher).weights}
+
+    other_autoencoder = shutil.copytree(trained.autoencoder, tmp_path / "autoencoder")
+    (other_autoencoder / "vae" / "notes.txt").write_text("")
+    with pytest.raises(FewstepError, match=r"begun with autoencoder = "):
+        train_teacher(trained.data, other_autoencoder, trained.teacher, TEACHER, CPU)
+    with pytest.raises(FewstepError, match=r"begun with data = "):
+        train_autoencoder(other_data, trained.autoencoder, AUTOENCODER, CPU)
+
+
+def test_preparation_is_counted_over_all_runs_of_a_command(trained: Trained, tmp_path: Path) -> None:
+    """Pairs are made before a stage's clock runs; a later run only reads them."""
+    recipe, student = student_recipe("rectified-flow", 1), tmp_path / "student"
+    train_student("rectified-flow", trained.teacher, trained.data, student, recipe, CPU)
+    first = json.loads((student / "training" / "preparation.json").read_text())
+    assert first.keys() == read_card(student).raw["cost"].keys()
+    assert all(seconds > 0 for seconds in first.values())
+    train_student("rectified-flow", trained.teacher, trained.data, student, recipe, CPU)
+    second = json.loads((student / "training" / "preparation.json").read_text())
+    assert all(second[name] > first[name] for name in first)
 
 
 def test_missing_validation_split_is_said_before_training(tmp_path: Path) -> None:

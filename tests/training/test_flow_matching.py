@@ -10,7 +10,7 @@ from fewstep.runtime.denoiser import Condition, Denoiser
 from fewstep.runtime.prediction import FROM_SAMPLE
 from fewstep.runtime.schedule import Flow
 from fewstep.training.batches import ConditionedBatch
-from fewstep.training.methods.flow_matching import (
+from fewstep.training.flow_matching import (
     FlowMatchingConfig,
     denoising_loss,
     drop_condition,

@@ -1,14 +1,19 @@
 """Latents are made once for the same pictures and encoder."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from fewstep.runtime.denoiser import Denoiser
+from fewstep.runtime.families import Model
+from fewstep.runtime.schedule import Flow
 from fewstep.training.data.packed import CaptionedImages
-from fewstep.training.latents import cache_latents, encode_images
+from fewstep.training.latents import cache_latents, decode_latents, encode_images, load_latent_data
 
 CPU = torch.device("cpu")
 
@@ -50,3 +55,44 @@ def test_other_pictures_or_weights_are_encoded_anew(pictures: CaptionedImages, t
     with torch.no_grad():
         encoder.convolution.bias.add_(1)
     torch.testing.assert_close(cache_latents(encoder, pictures, tmp_path, CPU), first + 1)
+
+
+def test_latents_are_decoded_in_pieces() -> None:
+    sizes: list[int] = []
+
+    class Decoder(nn.Module):
+        def forward(self, latents: Tensor) -> Tensor:
+            sizes.append(len(latents))
+            return latents.repeat_interleave(2, -1)
+
+    latents = torch.randn(130, 3, 4, 4)
+    assert torch.equal(decode_latents(Decoder(), latents, CPU), latents.repeat_interleave(2, -1))
+    assert sizes == [64, 64, 2]
+
+
+class Lengths:
+    """A text encoder that counts the prompts it has seen."""
+
+    identity = "lengths"
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        self.seen += prompts
+        return {"letters": torch.tensor([[len(prompt)] for prompt in prompts])}
+
+
+def test_the_empty_prompt_is_cached_with_the_captions(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for colour in ("red", "green"):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "train" / f"{colour}.png")
+        (tmp_path / "train" / f"{colour}.txt").write_text(colour)
+    prompts = Lengths()
+    network = nn.Identity()
+    model = Model(network, Denoiser(network, Flow(), "flow_prediction"), Counted(), network, (4, 2, 2), lambda: prompts)
+    for _ in range(2):
+        data = load_latent_data(tmp_path, model, 2, 0, CPU)
+        assert data.negative["letters"].tolist() == [[0]]
+        assert sorted(data.batches(0, 0).condition["letters"].flatten().tolist()) == [3, 5]
+    assert sorted(prompts.seen) == ["", "green", "red"]

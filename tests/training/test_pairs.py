@@ -130,10 +130,30 @@ def test_pairs_of_another_teacher_are_refused(task: Task, gaussian: Any) -> None
         make_pairs(task, gaussian(MEAN + 0.1), "test", SMALL)
 
 
-@pytest.mark.parametrize("change", [{"count": 0}, {"solver_steps": 0}])
-def test_no_pairs_at_all_are_refused(change: dict[str, int], task: Task) -> None:
-    with pytest.raises(FewstepError, match="give 1 or more of each"):
-        make_pairs(task, task.teacher, "test", replace(SMALL, **change))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_teachers_without_finite_samples_are_refused(value: float, task: Task) -> None:
+    """At once, not by the trainer's advice to lower the learning rate; and nothing of it is kept."""
+
+    class Broken:
+        schedule = Flow()
+
+        def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            return torch.where(t < 0.4, value, task.teacher(x_t, t, condition))
+
+    with pytest.raises(FewstepError, match=r"gave NaN or infinity for a pair \(4 steps of heun\)"):
+        make_pairs(task, Broken(), "test", SMALL)
+    assert not list((task.folder / "pairs").rglob("0*.safetensors"))
+
+
+def test_rounding_of_other_hardware_is_the_same_teacher(task: Task) -> None:
+    class Rounded:
+        schedule = Flow()
+
+        def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            return task.teacher(x_t, t, condition).bfloat16().float()
+
+    pairs = make_pairs(task, task.teacher, "test", SMALL)
+    assert make_pairs(task, Rounded(), "test", SMALL) == pairs
 
 
 def test_samplers_that_draw_noise_are_refused(task: Task) -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.runtime.denoiser import Condition, levels
+from fewstep.runtime.denoiser import Condition
 from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.samplers.ddim import ddim, ddim_step
-from fewstep.runtime.samplers.grid import Level
+from fewstep.runtime.samplers.grid import level
 from fewstep.runtime.schedule import EDM, VP, Flow, Schedule, Trig, uniform_times
 from fewstep.training.batches import ConditionedBatch
 from fewstep.training.method import Task
@@ -56,10 +56,7 @@ def test_one_step_to_the_target_is_two_of_the_teacher(schedule: Schedule, steps:
     for row in range(steps):
         t, s = (row + 1) / steps, row / steps
         twice = ddim(teacher, x_t[row : row + 1], [t, (t + s) / 2, s], {}, no_noise)
-        here, there = (
-            Level(time, *levels(schedule, time, x_t))
-            for time in (torch.tensor(t, dtype=f64), torch.tensor(s, dtype=f64))
-        )
+        here, there = (level(schedule, torch.tensor(time, dtype=f64), x_t) for time in (t, s))
         torch.testing.assert_close(
             ddim_step(x_t[row : row + 1], target[row : row + 1], here, there), twice, rtol=1e-4, atol=1e-5
         )

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.runtime.schedule import VP
+from fewstep.runtime.samplers.grid import level
+from fewstep.runtime.schedule import VP, Flow
 from fewstep.training.batches import ConditionedBatch
 from fewstep.training.discriminator import make_discriminator
 from fewstep.training.method import Task
 from fewstep.training.methods import lcm
 from fewstep.training.methods.scott import Config, judge_loss, phases, stages, stochastic_steps, student_loss
 from fewstep.training.phase import Draws
-from fewstep.training.self_consistency import Guidance, Start, begin, level
+from fewstep.training.self_consistency import Guidance, Start, begin
 from fewstep.training.trainer import TrainerConfig, train
 
 PLAIN = Config(eta=0.0, substeps=1, generator_weight=0.0)
@@ -95,6 +96,27 @@ def test_steps_may_begin_in_pure_noise_and_end_clean(mixture: Any) -> None:
         assert torch.isfinite(solve(data, x_1, 1.0, 0.5, Config(eta=eta))).all()
         clean = solve(data, x_1, 0.02, 0.0, Config(substeps=1, eta=eta))
         torch.testing.assert_close(clean, data(x_1, torch.tensor(0.02), {}))
+
+
+def correlation(left: Tensor, right: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([left.flatten(), right.flatten()]))[0, 1])
+
+
+@pytest.mark.parametrize("schedule", [Flow(), VP(torch.cumprod(1 - BETAS, 0))], ids=["flow", "vp"])
+def test_a_little_noise_leaves_the_start_of_one_step_students_where_it_was(schedule: Any, mixture: Any) -> None:
+    """At t = 1 a flow holds no data and a step in log-SNR is infinite; still the path goes on from its own noise."""
+    data, x_1 = mixture(schedule=schedule), torch.randn(4000, 2, dtype=torch.float64)
+    for eta, least in ((0.0, 0.999), (0.01, 0.98), (0.1, 0.8)):
+        assert correlation(solve(data, x_1, 1.0, 0.98, Config(eta=eta)), x_1) > least
+    assert correlation(solve(data, x_1, 1.0, 0.98, Config(eta=10.0, substeps=8)), x_1) < 0.9
+
+
+@pytest.mark.parametrize("eta", [0.01, 0.3, 1.0])
+def test_share_of_fresh_noise_has_no_jump_at_pure_noise(eta: float, mixture: Any) -> None:
+    x_t = torch.randn(500, 2, dtype=torch.float64)
+    at_1, near, nearer = (solve(mixture(), x_t, t, 0.9, Config(eta=eta)) for t in (1.0, 1 - 1e-6, 1 - 1e-9))
+    torch.testing.assert_close(near, at_1, rtol=0, atol=1e-4)
+    torch.testing.assert_close(nearer, at_1, rtol=0, atol=1e-7)
 
 
 def test_adversarial_gradient_is_in_proportion_to_its_weight(

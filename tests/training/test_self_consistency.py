@@ -15,9 +15,9 @@ from fewstep.runtime.prediction import FROM_SAMPLE, TO_SAMPLE
 from fewstep.runtime.samplers import get_sampler
 from fewstep.runtime.schedule import EDM, VP, Flow, uniform_times
 from fewstep.training.batches import ConditionedBatch
+from fewstep.training.flow_matching import FlowMatchingConfig, flow_matching_phase
 from fewstep.training.method import Copy, Task
 from fewstep.training.methods import consistency, get_method, lcm, scott
-from fewstep.training.methods.flow_matching import FlowMatchingConfig, flow_matching_phase
 from fewstep.training.phase import Draws
 from fewstep.training.self_consistency import (
     Guidance,

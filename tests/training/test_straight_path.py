@@ -8,10 +8,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from fewstep.runtime.denoiser import Condition, DenoiserLike, add_noise, broadcast, initial_scale, levels
+from fewstep.runtime.denoiser import Condition, DenoiserLike, add_noise, broadcast, initial_scale
 from fewstep.runtime.samplers.ddim import ddim, ddim_step
 from fewstep.runtime.samplers.euler import euler
-from fewstep.runtime.samplers.grid import Level
+from fewstep.runtime.samplers.grid import level
 from fewstep.runtime.schedule import EDM, VP, Flow, Schedule, Trig, uniform_times
 from fewstep.training.straight_path import (
     flow_times,
@@ -64,10 +64,6 @@ class AsFlow:
         scale = initial_scale(self.denoiser.schedule, 1.0)
         total = sum(straight_point(self.denoiser.schedule, x_0, scale * z, t)[0] for x_0, z in (ends, ends[::-1]))
         return self.denoiser(broadcast(torch.as_tensor(total), y) * y, t, condition)
-
-
-def level(schedule: Schedule, t: Tensor, x: Tensor) -> Level:
-    return Level(t, *levels(schedule, t, x))
 
 
 def no_noise(_: int) -> Tensor:

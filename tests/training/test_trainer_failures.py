@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from fewstep.runtime.errors import FewstepError
 from fewstep.training.phase import Draws, Loss, Phase
-from fewstep.training.trainer import read_curve, train
+from fewstep.training.recorder import read_curve
+from fewstep.training.trainer import train
 
-from .runs import CONFIG, STEADY, batches, linear_phase, two_phases
+from .runs import CONFIG, STEADY, batches, linear_phase, stop_at, two_phases
 
 
 def falling(start: float = 0.0) -> tuple[list[Phase[Tensor]], nn.Module]:
@@ -84,18 +85,24 @@ class CollapseOnce:
 
     def __init__(self) -> None:
         self.seen: list[int] = []
-        self.resets = 0
+        self.resets: list[int] = []
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> bool:
         assert metrics.keys() == {"only/loss", "only/gradient_norm"}
         self.seen.append(step)
-        return step == 6 and not self.resets
+        return step == 6 and len(self.resets) == 1
 
-    def reset(self) -> None:
-        self.resets += 1
+    def reset(self, step: int) -> None:
+        self.resets.append(step)
 
     def sound(self) -> bool:
-        return self.seen[-1:] != [4] or bool(self.resets)
+        return self.seen[-1:] != [4] or len(self.resets) > 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": [*self.seen], "resets": [*self.resets]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen, self.resets = state["seen"], state["resets"]
 
 
 @pytest.mark.parametrize("rollback", [False, True])
@@ -105,7 +112,7 @@ def test_collapse_that_the_watch_sees_brings_back_the_last_checkpoint(rollback: 
     config = replace(STEADY, log_every=2, checkpoint_minutes=100, rollback=rollback)
     train(phases, batches, module, config, tmp_path, watch=watch)
     assert watch.seen == ([2, 4, 6] if rollback else []) + [2, 4, 6, 8, 10, 12]
-    assert watch.resets == rollback
+    assert watch.resets == ([0, 0] if rollback else [0])
     assert torch.load(tmp_path / "state.pt", weights_only=True)["progress"]["rollbacks"] == rollback
 
 
@@ -116,6 +123,27 @@ def test_a_state_that_looks_unsound_is_not_kept_to_go_back_to(tmp_path: Path) ->
     train(phases, batches, module, config, tmp_path, watch=watch)
     # Steps 4 and 5 were not saved: the run went back to step 3.
     assert watch.seen == [2, 4, 6, 4, 6]
+    assert watch.resets == [0, 3]
+
+
+def test_watch_goes_on_with_what_it_had_seen(tmp_path: Path) -> None:
+    phases, module = linear_phase()
+    config = replace(STEADY, log_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(phases, stop_at(7), module, config, tmp_path, watch=CollapseOnce())
+    watch = CollapseOnce()
+    train(phases, batches, module, config, tmp_path, watch=watch)
+    assert watch.seen == [2, 4, 6, 8, 10, 12]
+    assert watch.resets == [0]
+
+
+def test_a_run_that_was_not_watched_is_watched_from_where_it_stands(tmp_path: Path) -> None:
+    phases, module = linear_phase()
+    train(phases, batches, module, replace(STEADY, iterations=4), tmp_path)
+    watch = CollapseOnce()
+    train(phases, batches, module, replace(STEADY, log_every=4), tmp_path, watch=watch)
+    assert watch.resets == [4]
+    assert watch.seen == [8, 12]
 
 
 def test_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
@@ -150,6 +178,31 @@ def test_changed_recipe_is_refused(change: dict[str, Any], message: str, tmp_pat
     assert (tmp_path / "state.pt").read_bytes() == before
 
 
+def test_a_run_that_diverged_goes_on_at_a_lower_rate(tmp_path: Path) -> None:
+    """As its message says; thresholds of the watchdog may change as well."""
+
+    def recipe(rate: float, samples: int) -> dict[str, Any]:
+        return {"method": {"student_learning_rate": rate}, "watchdog": {"samples": samples}}
+
+    def diverging(rate: float) -> tuple[list[Phase[Tensor]], nn.Module]:
+        return linear_phase(lambda output: (output * (1 if rate < 0.1 else math.nan)).pow(2).mean(), learning_rate=rate)
+
+    phases, module = linear_phase()
+    train(phases, batches, module, replace(CONFIG, iterations=4), tmp_path, recipe=recipe(0.1, 64))
+    phases, module = diverging(0.1)
+    with pytest.raises(FewstepError, match=r"diverged at step 5 .*: lower the learning rate and run it again"):
+        train(phases, batches, module, CONFIG, tmp_path, recipe=recipe(0.1, 64))
+    phases, module = diverging(0.01)
+    config = replace(CONFIG, decay=0.0, rollback=True)
+    with pytest.raises(FewstepError, match=re.escape("begun with trainer.decay = 1.0, and is now given 0.0")):
+        train(phases, batches, module, config, tmp_path, recipe=recipe(0.01, 32))
+    train(phases, batches, module, replace(CONFIG, rollback=True), tmp_path, recipe=recipe(0.01, 32))
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["progress"]["step"] == 12
+    assert state["turns"][0]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.01 / 12)
+    assert state["recipe"]["phases"]["only"]["learning_rate"] == 0.01
+
+
 def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     phases, student = two_phases()
     train(phases, batches, student, CONFIG, tmp_path, recipe={"method": {"times": (0.1, 0.9)}})
@@ -161,9 +214,9 @@ def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     recipe = {"method": {"times": [0.1, 0.9]}}
     with pytest.raises(FewstepError, match=re.escape("begun with phases.student = {")):
         train(phases[:1], batches, student, CONFIG, tmp_path, recipe=recipe)
-    quicker = [phases[0], replace(phases[1], learning_rate=0.5)]
-    with pytest.raises(FewstepError, match=re.escape("begun with phases.student.learning_rate = 0.003, and is now")):
-        train(quicker, batches, student, CONFIG, tmp_path, recipe=recipe)
+    rarer = [phases[0], replace(phases[1], every=3)]
+    with pytest.raises(FewstepError, match=re.escape("begun with phases.student.every = 2, and is now given 3")):
+        train(rarer, batches, student, CONFIG, tmp_path, recipe=recipe)
     wider = nn.Linear(4, 4)
     phases[1] = replace(phases[1], module=wider)
     with pytest.raises(FewstepError, match="does not fit these networks"):

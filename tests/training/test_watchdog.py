@@ -16,12 +16,13 @@ from fewstep.runtime.denoiser import Condition, Denoiser
 from fewstep.runtime.schedule import Flow
 from fewstep.training.batches import ConditionedBatch
 from fewstep.training.collapse import COLLAPSES, WatchdogConfig
+from fewstep.training.flow_matching import FlowMatchingConfig, flow_matching_phase
 from fewstep.training.latent_statistics import latent_statistics
 from fewstep.training.method import Copy, Stage, Task
 from fewstep.training.methods.dmd2 import Config, Networks, phases
-from fewstep.training.methods.flow_matching import FlowMatchingConfig, flow_matching_phase
 from fewstep.training.phase import Draws, Loss, Phase
-from fewstep.training.trainer import TrainerConfig, train
+from fewstep.training.trainer import train
+from fewstep.training.trainer_config import TrainerConfig
 from fewstep.training.watchdog import Watchdog, watch_stage
 
 TRAINER = TrainerConfig(
@@ -84,7 +85,6 @@ def test_healthy_training_is_left_in_peace(steps: int, dmd2: Callable[..., tuple
 def test_rate_far_too_high_is_found_soon(dmd2: Callable[..., tuple[Stage, Task]], capsys: Any) -> None:
     stage, task = dmd2(rate=100)
     watch = watch_stage(STRICT, stage, task)
-    assert watch.sound()
     run(stage, task, watch, 100)
     assert "weights grow" in kinds(watch)
     assert watch.findings[0].step <= 60
@@ -166,7 +166,9 @@ def linear_watch(module: nn.Module, config: WatchdogConfig = SAMPLES_ONLY) -> Wa
     noise = NOISE.reshape(shape)[:256]
     with torch.no_grad():
         real = latent_statistics(module(noise))
-    return Watchdog(config, lambda: module(noise), real, module)
+    watch = Watchdog(config, lambda: module(noise), real, module)
+    watch.reset(0)
+    return watch
 
 
 WRONG: dict[str, tuple[Callable[[Tensor], Tensor], set[str]]] = {
@@ -204,6 +206,7 @@ def test_weights_that_grow_behind_a_normalisation() -> None:
     noise = NOISE.reshape(-1, 2)[:256]
     real = latent_statistics(module(noise))
     watch = Watchdog(STRICT, lambda: module(noise), real, module)
+    watch.reset(0)
 
     def grow(factor: float, steps: range) -> list[int]:
         found = []
@@ -249,14 +252,41 @@ def test_one_collapse_is_told_once_and_a_second_one_again() -> None:
     assert not watch.sound()
     assert points(range(200, 400, 20)) == [220]  # two looks running must agree
     student.load_state_dict(healthy)
-    watch.reset()
+    watch.reset(200)
+    assert watch.checks[-1]["step"] == 200
     assert watch.sound()
     assert points(range(220, 500, 20)) == []
     student.shift.data += 3
     assert points(range(500, 700, 20)) == [520]
-    watch.reset()  # to a checkpoint that was no better
+    watch.reset(500)  # to a checkpoint that was no better
     assert not watch.sound()
     assert points(range(520, 700, 20)) == [520]
+
+
+def test_what_was_seen_survives_a_restart() -> None:
+    """The best so far stays the measure, findings stay known, and what was told is not told again."""
+    student = ChannelMixer()
+    watch = linear_watch(student)
+    watch(20, {"fake/accuracy": 0.7})
+    student.shift.data += 3
+    assert [watch(step, {}) for step in (40, 60)] == [False, True]
+    state = json.loads(json.dumps(watch.state_dict(), allow_nan=False))
+    again = Watchdog(SAMPLES_ONLY, watch.sample, watch.real, student)
+    again.load_state_dict(state)
+    assert again.state_dict() == watch.state_dict()
+    assert again.report() == watch.report()
+    assert not again.sound()
+    assert not again(80, {})
+    assert [finding.step for finding in again.findings] == [60] * len(watch.findings)
+
+
+def test_resumed_training_is_held_against_its_best(dmd2: Callable[..., tuple[Stage, Task]]) -> None:
+    stage, task = dmd2()
+    first, second = watch_stage(STRICT, stage, task), watch_stage(STRICT, stage, task)
+    run(stage, task, first, 100)
+    run(stage, task, second, 140)
+    assert second.checks[: len(first.checks)] == first.checks
+    assert [check["step"] for check in second.checks] == list(range(0, 141, 20))
 
 
 def test_a_moments_sway_is_no_collapse() -> None:

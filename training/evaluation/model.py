@@ -93,6 +93,14 @@ def evaluate_open(
     return entry
 
 
+def evaluate_once(
+    pipeline: Pipeline, split: Split, network: FeatureNetwork, setting: Setting, report: Report | None = None
+) -> dict[str, Any]:
+    """What `evaluate_open` found before for the same weights, data and setting, or finds now."""
+    found = find_evaluation(pipeline, split, network, setting)
+    return found or evaluate_open(pipeline, split, network, setting, report)
+
+
 def find_evaluation(
     pipeline: Pipeline, split: Split, network: FeatureNetwork, setting: Setting
 ) -> dict[str, Any] | None:

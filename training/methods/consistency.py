@@ -15,6 +15,7 @@ from torch import Tensor
 from ...runtime.denoiser import Condition
 from ...runtime.samplers.euler import slopes
 from ..batches import ConditionedBatch
+from ..checks import above, at_least, below_one
 from ..method import Stage, Task
 from ..phase import Draws, Loss, Phase
 from ..self_consistency import Guidance, Networks, Start, begin, consistency_loss, consistency_stage, draw_start
@@ -40,11 +41,15 @@ class Config:
     huber_width: float = 1e-3
     learning_rate: float = 1e-4
 
+    def __post_init__(self) -> None:
+        at_least(1, points=self.points)
+        below_one(target_decay=self.target_decay)
+        above(0, huber_width=self.huber_width, learning_rate=self.learning_rate)
+
 
 def stages(task: Task, config: Config) -> Iterator[Stage]:
     """The only stage: the student begins as the teacher, the target as the student."""
-    scale = task.guidance if config.guidance is None else config.guidance
-    networks, averages = begin(task, Guidance(task, scale), config.target_decay)
+    networks, averages = begin(task, Guidance(task, task.scale(config.guidance)), config.target_decay)
 
     def student(batch: ConditionedBatch, draws: Draws) -> Loss:
         return loss(networks, config, batch, draws)

@@ -15,10 +15,19 @@ from torch.nn import functional
 
 from ...kernels.distribution_matching import distribution_matching_gradient
 from ...runtime.denoiser import Condition, DenoiserLike, add_noise
-from ...runtime.errors import FewstepError
 from ...runtime.schedule import uniform_times
 from ..batches import ConditionedBatch
-from ..distribution_matching import FeatureHead, call_with_features, discriminator_loss, generator_loss, gradient_loss
+from ..checks import above, at_least, below_one, rising
+from ..distribution_matching import (
+    FeatureHead,
+    accuracy,
+    call_with_features,
+    discriminator_loss,
+    generator_loss,
+    gradient_loss,
+    noise_level,
+    twice,
+)
 from ..method import Copy, Stage, Task
 from ..pair_regression import regression_phase
 from ..pairs import PairsConfig, make_pairs
@@ -54,10 +63,11 @@ class Config:
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warm_up_share < 1:
-            raise FewstepError(
-                f"a warm-up share of {self.warm_up_share} is not possible: give at least 0 and less than 1"
-            )
+        at_least(1, student_every=self.student_every)
+        above(0, student_learning_rate=self.student_learning_rate, fake_learning_rate=self.fake_learning_rate)
+        at_least(0, generator_weight=self.generator_weight, discriminator_weight=self.discriminator_weight)
+        rising(0, 1, time_range=self.time_range)
+        below_one(warm_up_share=self.warm_up_share)
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ def stages(task: Task, config: Config) -> Iterator[Stage]:
     block, channels = task.feature_block(fake.network)
     head = FeatureHead(channels).to(task.device)
     times = tuple(uniform_times(task.steps))
-    guidance = task.guidance if config.guidance is None else config.guidance
+    guidance = task.scale(config.guidance)
     networks = Networks(student, task.guided(guidance), fake, block, head, times)
     share = 1.0 - config.warm_up_share
     if config.warm_up_share:
@@ -123,7 +133,7 @@ def student_loss(networks: Networks, config: Config, batch: ConditionedBatch, dr
     One noised sample serves both: the fake network's call that gives the score also gives the discriminator's features.
     """
     x = backward_simulation(networks.student.denoiser, batch.x_0.shape, networks.times, batch.condition, draws)
-    t, eps = _noise_level(x, config, draws.own)
+    t, eps = noise_level(x, config.time_range, draws.own)
     x_t = add_noise(networks.teacher.schedule, x, eps, t)
     mu_fake, logits = _score_and_logits(networks, x_t, t, batch.condition)
     with torch.no_grad():
@@ -138,28 +148,21 @@ def fake_loss(networks: Networks, config: Config, batch: ConditionedBatch, draws
     with torch.no_grad():
         x = backward_simulation(networks.student.denoiser, batch.x_0.shape, networks.times, batch.condition, draws)
     both = torch.cat([x, batch.x_0])
-    t, eps = _noise_level(both, config, draws.own)
+    t, eps = noise_level(both, config.time_range, draws.own)
     denoiser = networks.fake.denoiser
     x_t = add_noise(denoiser.schedule, both, eps, t)
-    condition = {name: torch.cat([value, value]) for name, value in batch.condition.items()}
 
     def call() -> Tensor:
-        return denoiser.network(*denoiser.network_input(x_t, t), condition)
+        return denoiser.network(*denoiser.network_input(x_t, t), twice(batch.condition))
 
     output, features = call_with_features(networks.feature_block, call)
     target = denoiser.from_sample(both, x_t, t)
     denoising = functional.mse_loss(output[: len(x)].float(), target[: len(x)])
     on_fake, on_real = networks.head(features).float().chunk(2)
     adversarial = discriminator_loss(on_fake, on_real)
-    accuracy = ((on_real > 0).float().mean() + (on_fake < 0).float().mean()) / 2
     loss = denoising + config.discriminator_weight * adversarial
-    return loss, {"denoising": denoising, "adversarial": adversarial, "accuracy": accuracy}
-
-
-def _noise_level(x: Tensor, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    low, high = config.time_range
-    t = low + (high - low) * torch.rand(len(x), generator=generator, device=x.device)
-    return t, torch.randn(x.shape, generator=generator, device=x.device)
+    logged = {"denoising": denoising, "adversarial": adversarial, "accuracy": accuracy(on_fake, on_real)}
+    return loss, logged
 
 
 def _score_and_logits(networks: Networks, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import torch
 
 from ...runtime.samplers.ddim import ddim_step
 from ..batches import ConditionedBatch
+from ..checks import above, at_least, below_one, rising
 from ..method import Stage, Task
 from ..phase import Draws, Loss, Phase
 from ..self_consistency import Guidance, Networks, begin, consistency_loss, consistency_stage, draw_start
@@ -39,11 +40,18 @@ class Config:
     huber_width: float = 1e-3
     learning_rate: float = 1e-4
 
+    def __post_init__(self) -> None:
+        if self.guidance_range is not None:
+            rising(0, guidance_range=self.guidance_range)
+        at_least(1, solver_steps=self.solver_steps)
+        below_one(target_decay=self.target_decay)
+        above(0, huber_width=self.huber_width, learning_rate=self.learning_rate)
+
 
 def stages(task: Task, config: Config) -> Iterator[Stage]:
     """The only stage: the student begins as the teacher, the target as the student."""
-    scale = task.guidance if config.guidance is None else config.guidance
-    networks, averages = begin(task, Guidance(task, scale, config.guidance_range), config.target_decay)
+    guidance = Guidance(task, task.scale(config.guidance), config.guidance_range)
+    networks, averages = begin(task, guidance, config.target_decay)
 
     def student(batch: ConditionedBatch, draws: Draws) -> Loss:
         return loss(networks, config, batch, draws)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...runtime.denoiser import DenoiserLike, add_noise, broadcast, levels
+from ...runtime.denoiser import DenoiserLike, add_noise, broadcast
 from ...runtime.errors import FewstepError
 from ...runtime.samplers.ddim import ddim_step
-from ...runtime.samplers.grid import Level
-from ...runtime.schedule import Schedule, uniform_times
+from ...runtime.samplers.grid import level
+from ...runtime.schedule import uniform_times
 from ..batches import ConditionedBatch
+from ..checks import above, at_least
 from ..method import Copy, Stage, Task
 from ..phase import Draws, Loss, Phase
 from ..straight_path import landing_sample
@@ -37,6 +38,10 @@ class Config:
     teacher_steps: int = 32
     learning_rate: float = 1e-4
 
+    def __post_init__(self) -> None:
+        at_least(2, teacher_steps=self.teacher_steps)
+        above(0, learning_rate=self.learning_rate)
+
 
 def stages(task: Task, config: Config) -> Iterator[Stage]:
     """One stage a round, all of the same student.
@@ -46,7 +51,7 @@ def stages(task: Task, config: Config) -> Iterator[Stage]:
     """
     counts = halvings(config.teacher_steps, task.steps)
     student = task.copy("student")
-    guidance = task.guidance if config.guidance is None else config.guidance
+    guidance = task.scale(config.guidance)
     teacher: DenoiserLike = task.guided(guidance)
     snapshot: Copy | None = None
     for steps in counts:
@@ -104,11 +109,7 @@ def halving_loss(
 @torch.no_grad()
 def two_step_target(teacher: DenoiserLike, x_t: Tensor, index: Tensor, steps: int, batch: ConditionedBatch) -> Tensor:
     """The clean sample with which one DDIM step from `x_t`, at t = index / steps, lands where the teacher's two do."""
-    here, middle, there = (_level(teacher.schedule, (2 * index - back) / (2 * steps), x_t) for back in (0, 1, 2))
+    here, middle, there = (level(teacher.schedule, (2 * index - back) / (2 * steps), x_t) for back in (0, 1, 2))
     x_middle = ddim_step(x_t, teacher(x_t, here.t, batch.condition).float(), here, middle)
     x_s = ddim_step(x_middle, teacher(x_middle, middle.t, batch.condition).float(), middle, there)
     return landing_sample(x_t, x_s, here, there)
-
-
-def _level(schedule: Schedule, t: Tensor, x: Tensor) -> Level:
-    return Level(t, *levels(schedule, t, x))

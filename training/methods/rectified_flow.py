@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ...runtime.denoiser import DenoiserLike
-from ...runtime.errors import FewstepError
 from ..batches import ConditionedBatch
+from ..checks import above, at_least
 from ..method import Copy, Stage, Task
 from ..pair_regression import reflow_loss, regression_phase, uniform_flow_times
 from ..pairs import Pairs, PairsConfig, make_pairs
@@ -34,18 +34,20 @@ class Config:
     learning_rate: float = 1e-4
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
+    def __post_init__(self) -> None:
+        at_least(0, rounds=self.rounds)
+        above(0, learning_rate=self.learning_rate)
+
 
 def stages(task: Task, config: Config) -> Iterator[Stage]:
     """Rounds of reflow, then distillation, all of the same student.
 
     Raises:
-        FewstepError: the number of rounds is negative, or the pairs cannot be made.
+        FewstepError: the pairs cannot be made.
     """
-    if config.rounds < 0:
-        raise FewstepError(f"{config.rounds} rounds of reflow are not possible: give 0 or more")
     student = task.copy("student")
     times = flow_times(task.teacher.schedule, task.steps)
-    guidance = task.guidance if config.guidance is None else config.guidance
+    guidance = task.scale(config.guidance)
     share = 1 / (config.rounds + 1)
     flow: DenoiserLike = task.guided(guidance)
     for number in range(1, config.rounds + 1):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...runtime.denoiser import DenoiserLike
 from ..batches import ConditionedBatch
+from ..checks import above, at_least
 from ..distances import PerceptualDistance, huber_constant, load_perceptual_distance, pseudo_huber
 from ..method import Stage, Task
 from ..pair_regression import EARLIEST, predict_on_path
@@ -40,6 +41,10 @@ class Config:
     perceptual_weight: float = 1.0
     pairs: PairsConfig = field(default_factory=PairsConfig)
 
+    def __post_init__(self) -> None:
+        above(0, learning_rate=self.learning_rate, concentration=self.concentration)
+        at_least(0, perceptual_weight=self.perceptual_weight)
+
 
 def stages(task: Task, config: Config) -> Iterator[Stage]:
     """The only stage: reflow of the teacher with the improved loss.
@@ -49,7 +54,7 @@ def stages(task: Task, config: Config) -> Iterator[Stage]:
     """
     perceptual = load_perceptual_distance().to(task.device) if config.perceptual_weight else None
     student = task.copy("student")
-    guidance = task.guidance if config.guidance is None else config.guidance
+    guidance = task.scale(config.guidance)
     pairs = make_pairs(task, task.guided(guidance), "reflow", config.pairs)
 
     def loss(_: ConditionedBatch, draws: Draws) -> Loss:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...runtime.denoiser import Condition, Denoiser, add_noise
-from ..batches import ConditionedBatch
-from ..phase import Draws, Loss, Phase
+from ..runtime.denoiser import Condition, Denoiser, add_noise
+from .batches import ConditionedBatch
+from .checks import above, within
+from .phase import Draws, Loss, Phase
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class FlowMatchingConfig:
     dropout: float = 0.1
     time_mean: float = 0.0
     time_deviation: float = 1.0
+
+    def __post_init__(self) -> None:
+        above(0, learning_rate=self.learning_rate, time_deviation=self.time_deviation)
+        within(0, 1, dropout=self.dropout)
 
 
 def flow_matching_phase(
