@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .distribution import local, sharded_like, whole
 from .phase import Average
@@ -71,8 +71,5 @@ class MovingAverage:
 @torch.no_grad()
 def follow(average: Average) -> None:
     """One update of an average that a loss reads."""
-    pairs: list[tuple[Tensor, Tensor]] = list(
-        zip(average.module.parameters(), average.source.parameters(), strict=True)
-    )
-    for averaged, current in pairs:
-        averaged.lerp_(whole(current), 1 - average.decay)
+    averaged: list[Tensor] = list(average.module.parameters())
+    torch._foreach_lerp_(averaged, [whole(current) for current in average.source.parameters()], 1 - average.decay)

@@ -13,7 +13,7 @@ def at_least(least: float, **values: float) -> None:
     """
     for name, value in values.items():
         if not value >= least:
-            raise FewstepError(f"a {_words(name)} of {value:g} is not possible: give at least {least:g}")
+            raise FewstepError(f"{_words(name)} {value:g} is not possible: give at least {least:g}")
 
 
 def above(bound: float, **values: float) -> None:
@@ -24,7 +24,7 @@ def above(bound: float, **values: float) -> None:
     """
     for name, value in values.items():
         if not value > bound:
-            raise FewstepError(f"a {_words(name)} of {value:g} is not possible: give more than {bound:g}")
+            raise FewstepError(f"{_words(name)} {value:g} is not possible: give more than {bound:g}")
 
 
 def within(low: float, high: float, **values: float) -> None:
@@ -35,7 +35,7 @@ def within(low: float, high: float, **values: float) -> None:
     """
     for name, value in values.items():
         if not low <= value <= high:
-            raise FewstepError(f"a {_words(name)} of {value:g} is not possible: give {low:g} to {high:g}")
+            raise FewstepError(f"{_words(name)} {value:g} is not possible: give {low:g} to {high:g}")
 
 
 def below_one(**values: float) -> None:
@@ -46,7 +46,7 @@ def below_one(**values: float) -> None:
     """
     for name, value in values.items():
         if not 0 <= value < 1:
-            raise FewstepError(f"a {_words(name)} of {value:g} is not possible: give at least 0 and less than 1")
+            raise FewstepError(f"{_words(name)} {value:g} is not possible: give at least 0 and less than 1")
 
 
 def rising(low: float = -math.inf, high: float = math.inf, **ranges: tuple[float, float]) -> None:
@@ -58,9 +58,7 @@ def rising(low: float = -math.inf, high: float = math.inf, **ranges: tuple[float
     for name, (first, last) in ranges.items():
         if not low <= first < last <= high:
             inside = "" if math.isinf(low) else f" within {low:g} and {high:g}"
-            raise FewstepError(
-                f"a {_words(name)} of {first:g} to {last:g} is not possible: give two rising numbers{inside}"
-            )
+            raise FewstepError(f"{_words(name)} {first:g} to {last:g} is not possible: give two rising numbers{inside}")
 
 
 def _words(name: str) -> str:

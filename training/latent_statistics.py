@@ -62,7 +62,7 @@ def compare(samples: LatentStatistics, real: LatentStatistics) -> Comparison:
         mean_drift=float(_root_mean_square(drift)),
         deviation=float((samples.covariance / scale).diagonal().mean().sqrt()),
         distance=float(_squared_frechet(drift, samples.covariance / scale, real.covariance / scale)) / len(drift),
-        diversity=samples.diversity / real.diversity,
+        diversity=samples.diversity / max(real.diversity, 1e-12),  # of one picture alone there is none
     )
 
 

@@ -26,7 +26,8 @@ def activation_memory(module: nn.Module) -> Iterator[Callable[[], float]]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # The tensor may be the result of the node that saves it: a cycle, never freed where no backward comes by.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         yield lambda: sum(sizes.values()) / MEGABYTE

@@ -142,7 +142,7 @@ def test_a_student_is_no_teacher(run, student: Path, pictures: Path, tmp_path: P
     ("arguments", "sentence"),
     [
         ("--steps 9", "9 steps are not possible for a few-step student: give 1 to 8"),
-        ("--batch-size 0", "a batch size of 0 is not possible: give at least 1"),
+        ("--batch-size 0", "batch size 0 is not possible: give at least 1"),
         ("--recipe {}/absent.yaml", "cannot read the recipe"),
     ],
 )

@@ -92,9 +92,7 @@ def test_images_survive_the_autoencoder_as_in_diffusers(stock: Stock, directory:
     assert latents.shape[1:] == model.sample_shape
 
 
-def test_the_text_encoder_is_known_by_its_files(
-    stable_diffusion: Path, stable_diffusion_3: Path
-) -> None:
+def test_the_text_encoder_is_known_by_its_files(stable_diffusion: Path, stable_diffusion_3: Path) -> None:
     model = load_model(stable_diffusion, CPU)
     encoder = model.load_text_encoder()
     assert encoder.identity == load_model(stable_diffusion, CPU).load_text_encoder().identity

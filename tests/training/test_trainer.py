@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise, product
@@ -279,6 +280,15 @@ def test_activation_memory_is_what_backward_needs() -> None:
     with activation_memory(module) as kept:
         module(x).pow(2).sum()
     assert kept() == pytest.approx(2 * 1024 * 256 * 4 / 2**20)
+
+
+def test_measuring_activations_keeps_none_alive() -> None:
+    """A result that saves itself, and that no backward pass comes by."""
+    with activation_memory(nn.Linear(1, 1)):
+        result = torch.ones(3, requires_grad=True).exp()
+    alive = weakref.ref(result)
+    del result
+    assert alive() is None
 
 
 def test_unknown_or_absent_device_is_refused() -> None:
