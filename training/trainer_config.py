@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..runtime.errors import FewstepError
-from .checks import above, at_least, within
+from .checks import above, at_least, below_one, within
 from .numerics import PRECISIONS
 
 
@@ -54,5 +54,4 @@ class TrainerConfig:
         at_least(0, weight_decay=self.weight_decay)
         above(0, gradient_norm=self.gradient_norm)
         within(0, 1, decay=self.decay)
-        if not 0 <= self.ema_decay < 1:
-            raise FewstepError(f"an ema decay of {self.ema_decay:g} is not possible: give at least 0 and less than 1")
+        below_one(ema_decay=self.ema_decay)
