@@ -4,7 +4,7 @@
 PYTHON ?= python3
 PROMPT ?= a red rocket, fluent 3d style
 OUT ?= out
-MINUTES ?= 120
+MINUTES ?= 240
 DATA ?= data/emoji-fluent
 DEVICE ?= auto
 RUNGS ?= fashion
@@ -44,11 +44,12 @@ overhead: .venv/develop.done  ## what the trainer costs beside a plain loop, on 
 train-emoji: .venv/develop.done  ## the shipped models from nothing, within MINUTES of training on DEVICE
 	@if [ -e $(DATA)/dataset.json ]; then echo "$(DATA) is built already: remove it to build it again"; \
 	else $(BIN)/fewstep data emoji --styles fluent-3d,fluent-flat --out $(DATA); fi
-	$(BIN)/fewstep train autoencoder --data $(DATA) --out runs/autoencoder --minutes $(call share,12) --device $(DEVICE)
+	$(BIN)/fewstep train autoencoder --data $(DATA) --out runs/autoencoder --minutes $(call share,6) --device $(DEVICE)
 	$(BIN)/fewstep train teacher --data $(DATA) --autoencoder runs/autoencoder --out models/emoji-teacher \
-		--minutes $(call share,52) --device $(DEVICE)
+		--minutes $(call share,30) --device $(DEVICE)
 	$(BIN)/fewstep train dmd2 --teacher models/emoji-teacher --data $(DATA) --out models/emoji-student \
-		--minutes $(call share,36) --device $(DEVICE)
+		--student-learning-rate 2e-4 --fake-learning-rate 2e-4 --generator-weight 1e-2 \
+		--minutes $(call share,64) --device $(DEVICE)
 
 # Every method at one budget: RUNGS=emoji for the emoji (where a GPU is at hand). Resumable; a few hours on two cores.
 ladder: .venv/develop.done  ## trains and evaluates every method on RUNGS, writes results/ladder-RUNGS
