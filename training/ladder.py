@@ -4,7 +4,7 @@ Each rung is trained and evaluated by the same functions as the commands `fewste
 finished is not done again, and what was interrupted goes on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -57,20 +57,6 @@ class LadderConfig:
             raise FewstepError("every budget of the ladder must be more than 0 minutes")
 
 
-@dataclass(frozen=True)
-class Rung:
-    """One student of the ladder: a method, the step count it is trained for, and a seed."""
-
-    method: str
-    steps: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return f"{self.method}-{self.steps}-seed-{self.seed}"
-
-
 def climb(data: Path, out: Path, config: LadderConfig, device: torch.device) -> list[dict[str, Any]]:
     """Train and evaluate what is missing.
 
@@ -91,42 +77,36 @@ def climb(data: Path, out: Path, config: LadderConfig, device: torch.device) -> 
     with evaluation_progress() as report:
         split = open_split(data, "train", network, report)
     floors(split, config.count)  # before the long part, for it may find too few images
-    teacher = _teacher(data, out, config, device)
+    identity = load_captioned_images(data, "train").identity
+    teacher = _teacher(data, identity, out, config, device)
     entries = _evaluations(teacher, split, network, _solver_settings(config), device)
     for method, seed in product(config.methods or METHODS, config.seeds):
-        for student, steps in _students(method, seed, teacher, data, out, config, device):
-            entries += _evaluations(student, split, network, [Setting(config.count, steps=steps)], device)
+        served: set[int] = set()
+        for steps in sorted(STEPS, reverse=True):
+            if steps in served:
+                continue
+            student, recipe = out / f"{method}-{steps}-seed-{seed}", student_recipe(method, steps, seed, config)
+            if not _finished(student, recipe, identity, teacher):
+                train_student(method, teacher, data, student, recipe, device)
+            counts = [count for count in STEPS if count in read_card(student).steps and count not in served]
+            settings = [Setting(config.count, steps=count) for count in counts]
+            entries += _evaluations(student, split, network, settings, device)
+            served.update(counts)
     return entries
 
 
-def _students(
-    method: str, seed: int, teacher: Path, data: Path, out: Path, config: LadderConfig, device: torch.device
-) -> Iterator[tuple[Path, int]]:
-    """For each step count a student that serves it, trained if none before it does."""
-    serving: dict[int, Path] = {}
-    for steps in sorted(STEPS, reverse=True):
-        if steps not in serving:
-            rung = Rung(method, steps, seed)
-            student = out / rung.name
-            recipe = student_recipe(rung, config)
-            if not _finished(student, recipe, data, teacher):
-                train_student(method, teacher, data, student, recipe, device)
-            serving = dict.fromkeys(read_card(student).steps, student) | serving
-        yield serving[steps], steps
-
-
-def student_recipe(rung: Rung, config: LadderConfig) -> StudentRecipe[Any]:
+def student_recipe(method: str, steps: int, seed: int, config: LadderConfig) -> StudentRecipe[Any]:
     """A method's default recipe, within the ladder's budget."""
-    recipe: StudentRecipe[Any] = StudentRecipe(get_method(rung.method).Config(), steps=rung.steps)
-    return _lasting(recipe, config.minutes, rung.seed)
+    recipe: StudentRecipe[Any] = StudentRecipe(get_method(method).Config(), steps=steps)
+    return _lasting(recipe, config.minutes, seed)
 
 
-def _teacher(data: Path, out: Path, config: LadderConfig, device: torch.device) -> Path:
+def _teacher(data: Path, identity: str, out: Path, config: LadderConfig, device: torch.device) -> Path:
     autoencoder, teacher = out / "autoencoder", out / "teacher"
     if not (autoencoder / "vae").is_dir():
         train_autoencoder(data, autoencoder, _lasting(AutoencoderRecipe(), config.autoencoder_minutes), device)
     recipe = _lasting(TeacherRecipe(), config.teacher_minutes)
-    if not _finished(teacher, recipe, data):
+    if not _finished(teacher, recipe, identity):
         train_teacher(data, autoencoder, teacher, recipe, device)
     return teacher
 
@@ -138,7 +118,7 @@ def _lasting(recipe: Recipe, minutes: float, seed: int = 0) -> Recipe:
     return lasting
 
 
-def _finished(directory: Path, recipe: Any, data: Path, teacher: Path | None = None) -> bool:
+def _finished(directory: Path, recipe: Any, data: str, teacher: Path | None = None) -> bool:
     """Whether a model is there already.
 
     Raises:
@@ -148,7 +128,7 @@ def _finished(directory: Path, recipe: Any, data: Path, teacher: Path | None = N
         return False
     raw = read_card(directory).raw
     wanted = {
-        "data": load_captioned_images(data, "train").identity,
+        "data": data,
         "teacher": read_card(teacher).weights if teacher else None,
         "minutes": recipe.trainer.minutes,
     }
@@ -174,10 +154,8 @@ def _evaluations(
     directory: Path, split: Split, network: FeatureNetwork, settings: Sequence[Setting], device: torch.device
 ) -> list[dict[str, Any]]:
     pipeline = Pipeline.from_pretrained(directory, "torch", device.type)
-    entries = []
     with evaluation_progress() as report:
-        for setting in settings:
-            entries.append(evaluate_once(pipeline, split, network, setting, report))
+        entries = [evaluate_once(pipeline, split, network, setting, report) for setting in settings]
     card = pipeline.card
     minutes = card.raw["recipe"]["trainer"]["minutes"]
     more = {"model": directory.name, "method": card.method, "kind": card.kind, "minutes": minutes}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime.families import LatentDecoder, LatentEncoder
+from ..runtime.families import LatentDecoder, LatentEncoder, save_part
 from ..runtime.files import atomic_path, write_json
 from .autoencoder import autoencoder_phase, build_autoencoder, psnr
 from .batches import ImageBatches
@@ -50,4 +50,4 @@ def _save(
     write_json(out / "training" / "result.json", result)
     save_grid(torch.cat([original[:16], decoded[:16]]), out / "training" / "reconstructions.png", columns=16)
     with atomic_path(out / "vae") as temporary:
-        vae.half().save_pretrained(temporary)
+        save_part(vae, temporary)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ..denoiser import Condition, Denoiser
 from ..errors import FewstepError
-from ..files import read_json
+from ..files import read_json, write_json
 from ..quiet import quiet
 from ..text import PromptEncoder
 
@@ -100,6 +101,14 @@ def load_part(kind: type[nn.Module], folder: Path, device: torch.device) -> nn.M
     if odd := [*found["missing_keys"], *found["unexpected_keys"]]:
         raise FewstepError(f"cannot load {folder}: its weights and its config.json differ in {min(odd)}; {UNFIT}")
     return part.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def save_part(part: Any, folder: Path) -> None:
+    """Write one diffusers module in float16, without the path that it was loaded from."""
+    part.half().save_pretrained(folder)
+    config = read_json(folder / "config.json")
+    config.pop("_name_or_path", None)
+    write_json(folder / "config.json", config)
 
 
 UNFIT = "the files are missing, cut short or of another model"

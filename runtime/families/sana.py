@@ -13,7 +13,7 @@ from ..denoiser import Condition, Denoiser, Network
 from ..files import read_json, write_json
 from ..schedule import Schedule, prediction_from_config, schedule_from_config
 from ..text import load_text_encoder
-from . import LatentDecoder, LatentEncoder, Model, guidance_of, load_part
+from . import LatentDecoder, LatentEncoder, Model, guidance_of, load_part, save_part
 
 GUIDANCE = None
 
@@ -94,8 +94,8 @@ def save(directory: Path, transformer: Any, vae: Any, stochastic: bool = False) 
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, __version__
 
-    transformer.half().save_pretrained(directory / "transformer")
-    vae.half().save_pretrained(directory / "vae")
+    save_part(transformer, directory / "transformer")
+    save_part(vae, directory / "vae")
     FlowMatchEulerDiscreteScheduler(stochastic_sampling=stochastic).save_pretrained(directory / "scheduler")
     index = {
         "_class_name": "SanaPipeline",

@@ -13,7 +13,7 @@ from ..artefact import INDEX, parts_of, weights_hash
 from ..errors import FewstepError
 from ..files import read_json, write_json
 from ..quiet import quiet
-from . import UNFIT, LatentDecoder, LatentEncoder, first_line, load_part
+from . import UNFIT, LatentDecoder, LatentEncoder, first_line, load_part, save_part
 
 _TEXT_PARTS = ("text_encoder", "tokenizer")
 
@@ -123,7 +123,7 @@ def save_beside_parts(directory: Path, teacher: Path, name: str, network: Any, s
         network: the diffusers module.
         scheduler: with which stock diffusers samples as fewstep does.
     """
-    network.half().save_pretrained(directory / name)
+    save_part(network, directory / name)
     scheduler.save_pretrained(directory / "scheduler")
     kept = parts_of(teacher)
     for part in kept:

@@ -62,6 +62,17 @@ class InFloat32:
         return self.teacher(x_t, t, condition).to(x_t)
 
 
+@dataclass(frozen=True)
+class Free:
+    """Predicts `x_0` whatever it is shown: a student whose outputs are free numbers."""
+
+    x_0: Tensor
+    schedule: Schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self.x_0
+
+
 def train_stages(task: Task, stages: Iterator[Stage], iterations: int) -> Iterator[Stage]:
     """Train each stage for `iterations` before the next is asked for, as the driver does; give it when it is done."""
     for stage in stages:

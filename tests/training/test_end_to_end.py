@@ -100,6 +100,11 @@ def test_latents_that_training_sees_have_unit_deviation(trained: Trained) -> Non
     assert latents.std().item() == pytest.approx(1, abs=0.02)
 
 
+def test_saved_models_do_not_say_where_they_were_made(trained: Trained) -> None:
+    for model in (trained.autoencoder, trained.teacher, *trained.students.values()):
+        assert not [file for file in model.rglob("config.json") if "_name_or_path" in file.read_text()]
+
+
 def test_cards_say_what_was_made_from_what(trained: Trained) -> None:
     teacher = read_card(trained.teacher)
     assert (teacher.kind, teacher.steps, teacher.guidance) == ("teacher", (), 3.0)

@@ -1,14 +1,12 @@
 """Progressive distillation: its target, exact gradients, halving, and that one step comes to do what eight did."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fewstep.runtime.denoiser import Condition
 from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.samplers.ddim import ddim, ddim_step
 from fewstep.runtime.samplers.grid import level
@@ -18,7 +16,7 @@ from fewstep.training.method import Task
 from fewstep.training.methods.progressive import Config, halving_loss, halvings, stages, two_step_target
 from fewstep.training.phase import Draws
 
-from .points import sample, samples, train_stages, with_data
+from .points import Free, sample, samples, train_stages, with_data
 
 f64 = torch.float64
 PROCESSES = {
@@ -33,17 +31,6 @@ PROCESSES = {
 @pytest.fixture(params=PROCESSES)
 def schedule(request: pytest.FixtureRequest) -> Schedule:
     return PROCESSES[request.param]
-
-
-@dataclass(frozen=True)
-class Free:
-    """A student whose outputs are free numbers."""
-
-    x_0: Tensor
-    schedule: Schedule
-
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return self.x_0
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])

@@ -22,7 +22,7 @@ from fewstep.training.pairs import PairBatch, PairsConfig
 from fewstep.training.phase import Draws
 from fewstep.training.straight_path import flow_times, from_flow_time, landing_sample, straight_point, to_flow_time
 
-from .points import on_process, sample, samples, seeded, sliced_distance, train_stages, with_data
+from .points import Free, on_process, sample, samples, seeded, sliced_distance, train_stages, with_data
 
 f64 = torch.float64
 STABLE_DIFFUSION = VP(DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod)
@@ -74,17 +74,6 @@ class OnTrajectory:
         s = times[(times - t[:, None]).abs().argmin(1) + 1]
         here, there = (level(self.schedule, time, x_t) for time in (t.double(), s))
         return landing_sample(x_t, self.teacher.flow(x_t, t.double(), s), here, there)
-
-
-@dataclass(frozen=True)
-class Free:
-    """A student whose outputs are free numbers."""
-
-    x_0: Tensor
-    schedule: Schedule
-
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return self.x_0
 
 
 def gaussian_pairs(teacher: Any, times: tuple[float, ...] = (1.0, 0.0), count: int = 64) -> PairBatch:

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.runtime.denoiser import Condition
 from fewstep.runtime.schedule import EDM, VP, Flow, Schedule, Trig
 from fewstep.training.distances import PerceptualDistance, huber_constant, pseudo_huber
 from fewstep.training.method import Task
@@ -19,21 +18,10 @@ from fewstep.training.pairs import PairBatch, PairsConfig
 from fewstep.training.phase import Draws
 from fewstep.training.straight_path import flow_times
 
-from .points import sample, samples, seeded, sliced_distance, train_stages, with_data
+from .points import Free, sample, samples, seeded, sliced_distance, train_stages, with_data
 
 f64 = torch.float64
 PROCESSES = {"vp": VP(torch.linspace(0.99, 0.01, 50)), "flow": Flow(), "edm": EDM(), "trig": Trig()}
-
-
-@dataclass(frozen=True)
-class Free:
-    """A student whose outputs are free numbers."""
-
-    x_0: Tensor
-    schedule: Schedule
-
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return self.x_0
 
 
 @pytest.mark.parametrize("concentration", [1.0, 4.0])

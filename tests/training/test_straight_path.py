@@ -1,6 +1,5 @@
 """Straight paths: every process is a flow once its times are matched, and stays itself under the sampler."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -22,6 +21,8 @@ from fewstep.training.straight_path import (
     velocity_difference,
 )
 
+from .points import Free
+
 f64 = torch.float64
 ZERO_TERMINAL_SNR = DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True).alphas_cumprod
 PROCESSES = {
@@ -37,17 +38,6 @@ PROCESSES = {
 @pytest.fixture(params=PROCESSES)
 def schedule(request: pytest.FixtureRequest) -> Schedule:
     return PROCESSES[request.param]
-
-
-@dataclass(frozen=True)
-class Constant:
-    """Predicts the same whatever it is shown."""
-
-    x_0: Tensor
-    schedule: Schedule
-
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return self.x_0
 
 
 class AsFlow:
@@ -107,7 +97,7 @@ def test_ddim_with_the_right_sample_stays_on_the_straight_path(schedule: Schedul
 
     times = flow_times(schedule, 4)
     for end in range(1, 4):
-        x_t = ddim(Constant(x_0, schedule), x_T, times[: end + 1], {}, no_noise)
+        x_t = ddim(Free(x_0, schedule), x_T, times[: end + 1], {}, no_noise)
         torch.testing.assert_close(x_t, straight_point(schedule, x_0, x_T, torch.tensor(times[end], dtype=f64)))
 
 
