@@ -1,10 +1,9 @@
 """The distribution-matching gradient: what moves a student's samples in DMD (arXiv 2311.18828) and its descendants."""
 
-from functools import cache
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
+
+from .dispatch import runs_triton
 
 
 @torch.no_grad()
@@ -19,7 +18,7 @@ def distribution_matching_gradient(x: Tensor, mu_fake: Tensor, mu_real: Tensor) 
     Returns:
         (B, ...) in the dtype of `x`, outside autograd; entries that are not finite become 0.
     """
-    if x.is_cuda and x.dtype != torch.float64 and _has_triton():
+    if runs_triton(x, mu_fake, mu_real):
         from .distribution_matching_triton import launch
 
         return launch(x, mu_fake, mu_real)
@@ -33,8 +32,3 @@ def distribution_matching_gradient_reference(x: Tensor, mu_fake: Tensor, mu_real
     scale = offset.abs().mean(dim=tuple(range(1, x.ndim)), keepdim=True)
     gradient = ((mu_fake.to(wide) - mu_real.to(wide)) / scale).to(x.dtype)
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None

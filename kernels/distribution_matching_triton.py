@@ -5,6 +5,8 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
+from .compilation import Configuration
+
 BLOCK = 2048
 
 
@@ -38,3 +40,9 @@ def kernel(x_pointer, mu_fake_pointer, mu_real_pointer, gradient_pointer, size, 
         # False for NaN too; checked after the cast, which may overflow.
         finite = tl.abs(gradient.to(tl.float32)) < float("inf")
         tl.store(gradient_pointer + start + column, tl.where(finite, gradient, 0.0), mask=column < size)
+
+
+def configurations(dtype: str) -> list[Configuration]:
+    """How `launch` compiles the kernel for tensors of a dtype that Triton calls `fp32`, `fp16` or `bf16`."""
+    pointers = dict.fromkeys(("x_pointer", "mu_fake_pointer", "mu_real_pointer", "gradient_pointer"), f"*{dtype}")
+    return [Configuration("gradient", kernel, {**pointers, "size": "i32"}, {"BLOCK": BLOCK})]
