@@ -8,6 +8,7 @@ MINUTES ?= 240
 DATA ?= data/emoji-fluent
 DEVICE ?= auto
 RUNGS ?= fashion
+TEACHER ?= runs/ladder-$(RUNGS)/teacher
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -51,10 +52,17 @@ train-emoji: .venv/develop.done  ## the shipped models from nothing, within MINU
 		--student-learning-rate 2e-4 --fake-learning-rate 2e-4 --generator-weight 1e-2 \
 		--minutes $(call share,64) --device $(DEVICE)
 
-# Every method at one budget: RUNGS=emoji for the emoji (where a GPU is at hand). Resumable; a few hours on two cores.
-ladder: .venv/develop.done  ## trains and evaluates every method on RUNGS, writes results/ladder-RUNGS
-	@if [ ! -e data/$(RUNGS)/dataset.json ]; then $(BIN)/fewstep data $(RUNGS) --out data/$(RUNGS); fi
-	$(BIN)/fewstep ladder --data data/$(RUNGS) --out runs/ladder-$(RUNGS) --results results/ladder-$(RUNGS) --device $(DEVICE)
+# Every method with one teacher at one budget. Resumable; a few hours on two cores, the teacher's included. The emoji, after train-emoji
+# where a GPU is at hand: make ladder RUNGS=emoji-fluent TEACHER=models/emoji-teacher DEVICE=cuda
+ladder: .venv/develop.done $(TEACHER)/fewstep.json  ## trains and evaluates every method, writes results/ladder-RUNGS and the README's table
+	$(BIN)/fewstep ladder --teacher $(TEACHER) --data data/$(RUNGS) --out runs/ladder-$(RUNGS) \
+		--results results/ladder-$(RUNGS) $(if $(filter fashion,$(RUNGS)),--readme README.md) --device $(DEVICE)
+
+runs/ladder-fashion/teacher/fewstep.json: | .venv/develop.done
+	@if [ ! -e data/fashion/dataset.json ]; then $(BIN)/fewstep data fashion --out data/fashion; fi
+	$(BIN)/fewstep train autoencoder --data data/fashion --out runs/ladder-fashion/autoencoder --minutes 10 --device $(DEVICE)
+	$(BIN)/fewstep train teacher --data data/fashion --autoencoder runs/ladder-fashion/autoencoder --out $(@D) \
+		--layers 4 --heads 6 --guidance 1.5 --minutes 25 --device $(DEVICE)
 
 # Minutes that are $(1) % of the budget.
 share = $$(awk 'BEGIN { print $(MINUTES) * $(1) / 100 }')

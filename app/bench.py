@@ -1,15 +1,12 @@
 """`fewstep bench`: a student beside its teacher, in milliseconds and in quality."""
 
-import datetime
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .machine import machine
 from .models import SHIPPED_STUDENT, SHIPPED_TEACHER
 from .tables import SCORES, Column, print_table
 
@@ -67,7 +64,7 @@ def bench(
             "milliseconds, prompt to PNG, batch 1",
             out / "bench.png",
         )
-    write_json(out / "bench.json", {"machine": _machine(), "rounds": rounds, "rows": rows})
+    write_json(out / "bench.json", {"machine": machine(), "rounds": rounds, "rows": rows})
     print_table(COLUMNS, rows)
 
 
@@ -133,21 +130,3 @@ def _save_pictures(teacher: "Contender", student: "Contender", split: "Split", p
         result = contender.pipeline.generate(captions, contender.steps, range(PICTURES), sampler=contender.sampler)
         rows[contender.label] = result.arrays
     save_sheet(rows, captions, path)
-
-
-def _machine() -> dict[str, Any]:
-    import torch
-
-    from ..runtime.engines.manifest import processor
-
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
-    }

