@@ -10,13 +10,14 @@ DEVICE ?= auto
 RUNGS ?= fashion
 TEACHER ?= runs/ladder-$(RUNGS)/teacher
 BIN := .venv/bin
+GPU_PYTHON = $(or $(wildcard $(BIN)/python),$(PYTHON))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 export OMP_WAIT_POLICY ?= passive
 # The package's folders lie at the root under bare names: keep the root off sys.path.
 export PYTHONSAFEPATH := 1
 
-.PHONY: generate test lint types unit gpu overhead train-emoji ladder clean
+.PHONY: generate test lint types unit gpu wheels resources overhead train-emoji ladder clean
 
 generate: .venv/generate.done  ## draw PROMPT with the shipped student and its teacher
 	@mkdir -p $(OUT)
@@ -34,9 +35,22 @@ types: .venv/develop.done .types/fewstep
 unit: .venv/develop.done
 	$(BIN)/python -m pytest
 
-# Uses .venv if it is there, else PYTHON with whatever torch, triton and diffusers it has: nothing is installed.
-gpu: .types/fewstep  ## all checks that need a CUDA device, into results/gpu
-	PYTHONPATH="$(CURDIR)/.types$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(wildcard $(BIN)/python),$(PYTHON)) tests/gpu/run.py
+# Uses .venv if it is there, else PYTHON with whatever torch, triton and diffusers it has, and what `make wheels` has left: nothing is
+# downloaded.
+gpu: .types/fewstep $(if $(wildcard .wheels/*.whl),.wheels/site)  ## all checks that need a CUDA device, into results/gpu
+	@PYTHONPATH="$(CURDIR)/.types:$(CURDIR)/.wheels/site$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) tests/gpu/run.py
+
+wheels:  ## what a GPU machine without a network may lack, into .wheels: pure Python only
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --dest .wheels \
+		--constraint constraints.txt diffusers importlib_metadata zipp liger-kernel
+
+.wheels/site: $(wildcard .wheels/*.whl)
+	@$(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --upgrade --target $@ $^
+	@touch $@
+
+resources: .venv/develop.done  ## registers, spills and shared memory of every kernel on every GPU, and the tables of kernels/README.md
+	$(BIN)/python -m fewstep.kernels.resources results/kernels/resources.json
+	$(BIN)/python -m fewstep.kernels.benchmarks.table kernels/README.md results
 
 overhead: .venv/develop.done  ## what the trainer costs beside a plain loop, on DEVICE, into results/overhead
 	$(BIN)/python tests/benchmarks/overhead.py --device $(DEVICE) --out results/overhead/$(DEVICE).json

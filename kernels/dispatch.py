@@ -1,23 +1,38 @@
 """Which implementation an operation runs: Triton's on a GPU, the torch reference anywhere else."""
 
-from functools import cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+HAS_TRITON = find_spec("triton") is not None
 
 
 def runs_triton(*tensors: Tensor | None) -> bool:
     """Whether Triton does the work: every tensor is on CUDA and no wider than float32, and triton is installed.
 
+    In forward-mode differentiation (`torch.func.jvp`), which kernels do not have, the reference does it.
+
     Args:
         tensors: the operands that are computed with; None for one that is left out.
     """
-    return _has_triton() and all(
-        tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors if tensor is not None
+    # Private, but there is no public word for it, and without it autograd stops at the kernels.
+    return (
+        HAS_TRITON
+        and all(suits_triton(tensor) for tensor in tensors if tensor is not None)
+        and forward_ad._current_level < 0
     )
 
 
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def suits_triton(tensor: Tensor) -> bool:
+    """Whether a kernel can read a tensor."""
+    return tensor.is_cuda and tensor.dtype != torch.float64
+
+
+def runs_fused(operand: Tensor) -> bool:
+    """Whether a layer that `apply` has patched runs its fused forward, given its first tensor.
+
+    Not while `torch.compile` traces it: the compiler fuses plain torch by itself, and cannot see into a launch.
+    """
+    return runs_triton(operand) and not torch.compiler.is_compiling()

@@ -1,8 +1,8 @@
 """Counter-based noise: one seed gives one image, whatever the batch, the engine or the device.
 
 Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with key = seed and counter =
-(element, step), then Box-Muller. Element i of image noise depends on nothing but (seed, step, i), so a GPU kernel can
-make the same numbers in place.
+(element, step), then Box-Muller. Element i of image noise depends on nothing but (seed, step, i), so that
+`kernels/philox.py` makes the same numbers on a GPU, in place.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The torch engine: any module of tensors, eager, in float32."""
+"""The torch engine: any module of tensors, eager, in float32; on a GPU with fused operations."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ...kernels.patch import apply
 from . import Arrays
 
 
@@ -20,6 +21,8 @@ class TorchEngine:
 
     def __init__(self, module: nn.Module, device: torch.device, output: str = "image") -> None:
         self.module, self.device, self.output = module.to(device).eval(), device, output
+        if device.type == "cuda":
+            apply(self.module)
 
     @torch.inference_mode()
     def __call__(self, **arrays: npt.NDArray[Any]) -> Arrays:

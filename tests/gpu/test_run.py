@@ -5,14 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import run
 import torch
 
-from fewstep.training.teacher import TeacherConfig
-
-from . import run
-from .speed import latency, training_speed
-
-CPU, TINY = torch.device("cpu"), TeacherConfig(layers=1, heads=2)
 SUITE = """
 import pytest
 
@@ -37,7 +32,7 @@ def test_without_a_gpu_one_line_says_so_and_nothing_is_written(
 
 def test_outcomes_of_tests_are_kept_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "test_suite.py").write_text(SUITE)
-    found = run.run_tests(["-m", "pytest", "-q", "-c", "/dev/null", str(tmp_path)])
+    found = run.run_tests(["-m", "pytest", "-q", "-c", "/dev/null", str(tmp_path)], 60)
     assert found is not None
     assert found["counts"] == {"passed": 1, "failure": 1, "skipped": 1, "error": 1}
     assert {name.split("::")[-1]: outcome for name, outcome in found["outcomes"].items()} == {
@@ -49,37 +44,37 @@ def test_outcomes_of_tests_are_kept_one_by_one(tmp_path: Path) -> None:
     assert run.failures(found) == 2
 
 
-def test_a_measurement_is_the_last_line_or_nothing() -> None:
-    assert run.run_measurement(["-c", "print('on the way'); print('[1, 2]')"]) == [1, 2]
-    assert run.run_measurement(["-c", "print('[1, 2]'); raise SystemExit(1)"]) is None
-    assert run.failures([1, 2]) == 0
+def test_what_takes_too_long_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
+    child = "import pathlib, time; time.sleep(1.5); pathlib.Path('late').touch()"
+    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    process = run.begin(["-c", f"import os; os.chdir({str(tmp_path)!r}); {parent}"], quiet=True)
+    assert run.finish(process, 0.5) is None
+    assert process.poll() is not None
+    run.finish(run.begin(["-c", "import time; time.sleep(1.5)"], quiet=True), 60)
+    assert not (tmp_path / "late").exists()
 
 
-def test_what_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "SECONDS", 0.2)
-    assert run.python(["-c", "import time; time.sleep(60)"]) is None
+def test_sections_run_in_this_interpreter_and_find_the_scripts(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run.finish(run.begin(["-c", "import sys, timeline; print(sys.executable)"]), 60) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == sys.executable
+    assert run.finish(run.begin(["-c", "raise SystemExit(3)"], quiet=True), 60) == 3
 
 
-def test_results_are_json_in_a_folder_named_after_the_device(tmp_path: Path) -> None:
-    file = tmp_path / run.slug("NVIDIA H200 (141 GB)") / "tests.json"
-    run.write(file, {"machine": run.installed("torch"), "tests": [1.5]})
-    assert file.parent.name == "nvidia-h200-141-gb"
-    assert json.loads(file.read_text()) == {"machine": torch.__version__, "tests": [1.5]}
+def test_every_section_has_its_time_and_all_end_within_eight_minutes() -> None:
+    assert list(run.UNTIL) == ["tests", *run.MEASUREMENTS]
+    assert list(run.UNTIL.values()) == sorted(run.UNTIL.values())
+    assert max(run.UNTIL.values()) + 2 * run.GRACE < 480
+
+
+@pytest.mark.parametrize("arguments", [*run.MEASUREMENTS.values(), run.PREPARATIONS[0], run.PREPARATIONS[-1]])
+def test_every_section_knows_its_arguments(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    given = [] if "--prepare" in arguments else ["--out", "none.json", "--seconds", "1"]
+    assert run.finish(run.begin([*arguments, *given, "--help"]), 60) == 0
+    assert "--seconds" in capfd.readouterr().out
+
+
+def test_a_device_names_a_folder() -> None:
+    assert run.slug("NVIDIA H200 (141 GB)") == "nvidia-h200-141-gb"
+    assert run.installed("torch") == torch.__version__
     assert run.installed("no-such-package") is None
-
-
-@pytest.mark.parametrize("method", ["flow matching", "dmd2"])
-def test_training_is_timed_between_two_iterations(method: str) -> None:
-    row = training_speed(method, 2, CPU, TINY, precision="no", warm_up=1, iterations=2)
-    assert (row["method"], row["batch"], row["precision"]) == (method, 2, "no")
-    assert row["images_per_second"] == pytest.approx(2 * row["iterations_per_second"], abs=0.1)
-    assert row["iterations_per_second"] > 0
-
-
-def test_latency_of_one_picture_is_measured() -> None:
-    row = latency(1, 1, CPU, TINY, repeats=3)
-    assert row["images_per_second"] == pytest.approx(1000 / row["milliseconds"], rel=0.01)
-
-
-def test_the_interpreter_is_this_one() -> None:
-    assert run.run_measurement(["-c", "import json, sys; print(json.dumps(sys.executable))"]) == sys.executable
+    json.dumps(run.UNTIL)

@@ -1,34 +1,139 @@
-"""The kernels' benchmark, on shapes that a CPU gets through."""
+"""The kernels' benchmark, on shapes that a CPU gets through, and what is made of its numbers."""
 
+import json
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from fewstep.kernels.benchmark import BATCHES, LATENTS, benchmark_distribution_matching, copy_of, median_seconds
+from fewstep.kernels.benchmarks.__main__ import measure_all
+from fewstep.kernels.benchmarks.cases import OPERATIONS, all_cases
+from fewstep.kernels.benchmarks.measure import Case, Settings, Variant, compare
+from fewstep.kernels.benchmarks.report import Report
+from fewstep.kernels.benchmarks.shapes import FULL, Level, Shapes, Transformer, UNet
+from fewstep.kernels.benchmarks.table import NOT_COMPILED, NOT_MEASURED, filled, rendered, resource_table, speed_table
+from fewstep.kernels.benchmarks.timing import copy_of, matrix_rates, median_seconds
+
+TINY = Shapes(
+    transformers={
+        "Sana": Transformer(32, 2, 16, 2, {32: 4, 64: 16}),
+        "Flux": Transformer(32, 2, 16, 2, {32: 4}, text=3),
+    },
+    unets={"SDXL": UNet(32, 2, (Level(32, 4), Level(64, 2, 2)))},
+    decoder=(Level(32, 8),),
+)
+CEILINGS = {"bf16": 2.0, "int8": 4.0, "fp8": 4.0}
+ROOT = Path(__file__).parents[2]
 
 
-def test_rows_compare_every_variant_with_a_copy_of_as_many_bytes(device: str) -> None:
-    (row,) = benchmark_distribution_matching(torch.device(device), {"small": (4, 16, 16)}, (3,))
-    variants = {"copy", "eager", "kernel"} | ({"compiled"} if device == "cuda" else set())
-    assert row["shape"] == [3, 4, 16, 16]
-    assert row["microseconds"].keys() == row["gigabytes_per_second"].keys() == variants
-    assert row["largest_difference"].keys() == variants - {"copy"}
-    assert max(row["largest_difference"].values()) < 1e-4
-    traffic = 4 * 4 * 3 * 4 * 16 * 16  # float32 is four bytes; three tensors are read, one is written
-    for variant, microseconds in row["microseconds"].items():
-        assert row["gigabytes_per_second"][variant] == pytest.approx(traffic / microseconds / 1e3, rel=0.05, abs=0.1)
+@pytest.fixture
+def settings(device: str) -> Settings:
+    return Settings(torch.device(device), torch.float32, repeats=1, backend="eager")
 
 
-def test_shapes_are_those_of_the_models_that_are_distilled() -> None:
-    assert {name: channels * height * width for name, (channels, height, width) in LATENTS.items()} == {
-        "built-in": 1024,
-        "SD1.5": 16_384,
-        "Sana": 32_768,
-        "SDXL": 65_536,
-        "SD3": 262_144,
-    }
-    assert BATCHES == (1, 4, 16, 64)
+def scaled(x: torch.Tensor, factor: float) -> torch.Tensor:
+    return factor * x
+
+
+FIRST = {case.operation: case for case in reversed(list(all_cases(TINY)))}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which torch itself calls for tangents
+@pytest.mark.parametrize("operation", sorted(FIRST))
+def test_every_operation_is_measured(operation: str, settings: Settings) -> None:
+    case = FIRST[operation]
+    rows = list(compare(case, settings, CEILINGS))
+    assert [row["pass"] for row in rows] == (["forward", "backward"] if case.trained else ["forward"])
+    for row in rows:
+        assert row["microseconds"].keys() >= {"eager", "kernel", "compiled"}
+        assert ("teraflops" in row) != ("gigabytes_per_second" in row)
+        assert row["largest_difference"]["compiled"] < 1e-3
+        # On a CPU the kernel is the reference; on a GPU its products may be TF32.
+        assert row["largest_difference"]["kernel"] <= (0 if settings.device.type == "cpu" else 1e-2)
+
+
+def test_all_operations_are_listed_and_named_where_there_is_no_time(settings: Settings) -> None:
+    assert len(FIRST) == len(OPERATIONS) + 1  # the gated residual, with its norm and without
+    report = Report(None, -1)
+    measure_all(report, settings, TINY, side=64)
+    ceilings = report.content["ceilings"]["matrix_teraflops"]
+    assert report.content["left_out"] == [
+        case.name for case in all_cases(TINY) if not case.work or case.ceiling in ceilings
+    ]
+
+
+def test_bytes_are_those_of_arguments_and_results(settings: Settings) -> None:
+    case = Case("scaled", "none", "8", scaled, scaled, lambda settings: (settings.random(8), 2.0), trained=(0,))
+    for row in compare(case, settings, CEILINGS):
+        traffic = 4 * 8 * {"forward": 2, "backward": 3}[row["pass"]]
+        for variant, rate in row["gigabytes_per_second"].items():
+            assert rate == pytest.approx(traffic / row["microseconds"][variant] / 1e3, rel=0.05, abs=0.1)
+        times = row["microseconds"]
+        assert row["fraction_of_ceiling"] == pytest.approx(times["copy"] / times["kernel"], rel=0.05, abs=0.01)
+
+
+def test_work_is_measured_against_the_matrix_rate_of_its_format(settings: Settings) -> None:
+    def third(x: torch.Tensor, factor: float) -> Variant:
+        return Variant(scaled, (x, factor), share=1 / 3)
+
+    case = Case(
+        "work", "none", "8", scaled, scaled, lambda settings: (settings.random(8), 2.0), work=6e9, ceiling="int8"
+    )
+    (row,) = compare(case, settings, CEILINGS)
+    seconds = row["microseconds"]["kernel"] / 1e6
+    assert row["teraflops"]["kernel"] == pytest.approx(6e-3 / seconds, rel=0.05)
+    assert row["fraction_of_ceiling"] == pytest.approx(6e-3 / 4.0 / seconds, rel=0.05, abs=1e-3)
+    (row,) = compare(Case(**{**vars(case), "rivals": {"third": third}}), settings, CEILINGS)
+    assert row["teraflops"]["third"] == pytest.approx(2e3 / row["microseconds"]["third"], rel=0.05)
+
+
+def test_a_wrong_kernel_is_seen(settings: Settings) -> None:
+    def wrong(x: torch.Tensor, factor: float) -> torch.Tensor:
+        return 1.5 * factor * x
+
+    case = Case("wrong", "none", "8", wrong, scaled, lambda settings: (settings.random(8), 2.0), trained=(0,))
+    assert [row["largest_difference"]["kernel"] for row in compare(case, settings, CEILINGS)] == [0.5, 0.5]
+
+
+def variant_of(function: Callable[..., torch.Tensor], *inputs: Any) -> Variant:
+    return Variant(function, inputs, trained=(0,))
+
+
+def test_a_rival_that_fails_leaves_the_others(settings: Settings) -> None:
+    def failing(x: torch.Tensor, factor: float) -> torch.Tensor:
+        raise RuntimeError("not this shape")
+
+    rivals = {"failing": partial(variant_of, failing), "double": partial(variant_of, scaled)}
+    case = Case("rivals", "none", "8", scaled, scaled, lambda settings: (settings.random(8), 2.0), (0,), rivals)
+    for row in compare(case, settings, CEILINGS):
+        assert row["microseconds"].keys() == {"eager", "kernel", "compiled", "double", "copy"}
+
+
+def test_full_size_cases_fit_together_without_any_memory() -> None:
+    settings = Settings(torch.device("meta"))
+    for case in all_cases():
+        if case.operation != "quantised_linear":  # which looks at its weight
+            inputs = case.inputs(settings)
+            assert case.reference(*inputs) is not None
+            assert all(inputs[position].is_floating_point() for position in case.trained)
+
+
+def test_no_operation_is_left_for_last() -> None:
+    first = list(islice(all_cases(), 2 * len(OPERATIONS)))  # residuals come in two kinds
+    assert {case.operation for case in first} == FIRST.keys()
+    assert {case.model for case in all_cases()} == FULL.transformers.keys() | FULL.unets.keys()
+    names = [case.name for case in all_cases()]
+    assert len(names) == len(set(names))
+
+
+def test_matrix_rates_are_of_all_formats(device: str) -> None:
+    rates = matrix_rates(torch.device(device), 64)
+    assert {"bf16", "int8"} <= rates.keys()
 
 
 def test_a_copy_reads_and_writes_the_bytes_together(device: str) -> None:
@@ -40,3 +145,61 @@ def test_a_copy_reads_and_writes_the_bytes_together(device: str) -> None:
 def test_the_median_forgives_a_slow_call() -> None:
     durations = iter([0.0] * 5 + [0.2] + [0.0] * 20)
     assert median_seconds(lambda: time.sleep(next(durations)), torch.device("cpu"), repeats=9) < 0.1
+
+
+def test_a_report_is_written_row_by_row_and_names_what_it_lacks(tmp_path: Path) -> None:
+    file = tmp_path / "device" / "report.json"
+    written: list[Any] = []
+
+    def good() -> Iterator[dict[str, int]]:
+        yield {"row": 1}
+        written.append(json.loads(file.read_text()))
+        yield {"row": 2}
+
+    def bad() -> Iterator[dict[str, int]]:
+        raise RuntimeError("no such kernel")
+
+    report = Report(file, 60, {"fact": 3})
+    report.measure([("bad", bad), ("good", good)])
+    assert written == [
+        {"fact": 3, "rows": [{"row": 1}], "left_out": [], "failed": {"bad": "RuntimeError: no such kernel"}}
+    ]
+    assert json.loads(file.read_text())["rows"] == [{"row": 1}, {"row": 2}]
+    assert [path.name for path in file.parent.iterdir()] == ["report.json"]
+    late = Report(None, -1)
+    late.measure([("good", good)])
+    assert late.content == {"rows": [], "left_out": ["good"], "failed": {}}
+
+
+def test_the_table_gives_the_fraction_and_the_gain_of_each_gpu() -> None:
+    facts = {"operation": "norm", "model": "SDXL", "where": "4 x 8", "microseconds": {"kernel": 2.0, "compiled": 3.0}}
+    shares = {"forward": 0.81, "backward": 0.5}
+    rows = [{**facts, "pass": way, "fraction_of_ceiling": share} for way, share in shares.items()]
+    lines = speed_table({"one": rows, "two": rows[:1]}).splitlines()
+    assert lines[0] == "| kernel | shape | one, forward | one, backward | two, forward | two, backward |"
+    assert lines[2] == "| norm | SDXL, 4 x 8 | 81 %, 1.5x | 50 %, 1.5x | 81 %, 1.5x |  |"
+    assert speed_table({}) == NOT_MEASURED
+
+
+def test_the_table_of_resources_gives_the_most_of_any_gpu_and_dtype() -> None:
+    rows = [
+        {"kernel": "forward", "registers": 40, "spilled_bytes": 0, "shared_bytes": 8},
+        {"kernel": "forward", "registers": 32, "spilled_bytes": 4, "shared_bytes": 8},
+    ]
+    lines = resource_table({"norm_triton": {"rows": rows}}).splitlines()
+    assert lines[2] == "| `norm_triton` | forward | 40 | 4 | 8 |"
+    assert resource_table({}) == NOT_COMPILED
+
+
+def test_a_page_is_filled_between_its_comments_any_number_of_times() -> None:
+    page = "before\n<!-- speed -->\n<!-- /speed -->\nafter\n"
+    once = filled(page, "speed", "new")
+    assert once == "before\n<!-- speed -->\n\nnew\n\n<!-- /speed -->\nafter\n"
+    assert filled(once, "speed", "new") == once
+    with pytest.raises(ValueError, match="no comments <!-- other -->"):
+        filled(page, "other", "new")
+
+
+def test_the_page_shows_the_committed_numbers() -> None:
+    page = (ROOT / "kernels" / "README.md").read_text(encoding="utf-8")
+    assert rendered(page, ROOT / "results") == page

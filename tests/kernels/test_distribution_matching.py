@@ -35,6 +35,32 @@ def test_kernel_equals_the_reference_at_any_size(triton_device: str, size: int, 
     torch.testing.assert_close(result, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [16_383, 16_385, 70_001, 140_000])
+def test_kernels_equal_the_reference_on_large_latents(triton_device: str, size: int, dtype: torch.dtype) -> None:
+    """Around the largest sample that one program takes whole, and those that several share."""
+    inputs = samples(triton_device, 2, size, dtype=dtype)
+    expected = distribution_matching_gradient_reference(*inputs)
+    torch.testing.assert_close(launch(*inputs), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("size", [16_385, 32_768, 65_536, 131_073, 262_144, 1_048_577, 2**31 - 1, 2**35 + 3])
+def test_chunks_cover_a_sample_and_are_few(triton_device: str, size: int) -> None:
+    from fewstep.kernels.distribution_matching_triton import CHUNKS, chunk_sizes
+
+    block, chunk = chunk_sizes(size)
+    assert 512 <= block <= 4096
+    assert chunk % block == 0
+    assert size / chunk <= CHUNKS
+    assert chunk == 512 or size / chunk > CHUNKS / 2  # none larger than it must be
+
+
+def test_large_samples_do_not_depend_on_their_batch(triton_device: str) -> None:
+    inputs = samples(triton_device, 3, 20_000)
+    alone = torch.cat([launch(*(value[index : index + 1] for value in inputs)) for index in range(3)])
+    torch.testing.assert_close(launch(*inputs), alone, rtol=0, atol=0)
+
+
 def test_kernel_takes_any_strides(triton_device: str) -> None:
     x, mu_fake, mu_real = samples(triton_device, 2, 3, 7, 5)
     x, mu_real = x.to(memory_format=torch.channels_last), mu_real.mT.contiguous().mT
@@ -49,8 +75,9 @@ def test_kernel_of_nothing_is_nothing(triton_device: str, shape: tuple[int, int]
     assert launch(*samples(triton_device, *shape)).shape == shape
 
 
-def test_kernel_and_reference_turn_what_is_not_finite_into_zero(triton_device: str) -> None:
-    inputs = troubled_samples(triton_device)
+@pytest.mark.parametrize("size", [10, 20_000])
+def test_kernel_and_reference_turn_what_is_not_finite_into_zero(triton_device: str, size: int) -> None:
+    inputs = troubled_samples(triton_device, size)
     torch.testing.assert_close(launch(*inputs), distribution_matching_gradient_reference(*inputs))
 
 
@@ -61,9 +88,9 @@ def test_what_is_not_finite_becomes_zero(device: str) -> None:
     assert result[2].all()
 
 
-def troubled_samples(device: str) -> list[Tensor]:
+def troubled_samples(device: str, size: int = 10) -> list[Tensor]:
     """Sample 0 sits on the teacher, so its scale is 0 (0 / 0 and 1 / 0); sample 1 holds a NaN; sample 2 is ordinary."""
-    x, mu_fake, mu_real = samples(device, 3, 10)
+    x, mu_fake, mu_real = samples(device, 3, size)
     mu_real[0] = x[0]
     mu_fake[0, :5] = x[0, :5]
     mu_real[1, 3] = float("nan")
@@ -88,3 +115,22 @@ def test_dispatch_equals_the_reference_and_leaves_no_graph(device: str) -> None:
     gradient = distribution_matching_gradient(x.requires_grad_(), mu_fake, mu_real)
     assert not gradient.requires_grad
     torch.testing.assert_close(gradient, distribution_matching_gradient_reference(x.detach(), mu_fake, mu_real))
+
+
+def test_kernels_address_more_than_31_bits(triton_device: str) -> None:
+    """A sample that starts 2^31 numbers in; all tensors are views of one, whose rest costs a CPU no memory."""
+    from fewstep.kernels.distribution_matching_triton import CHUNKS, sum_chunk, whole, write_chunk
+
+    start, size = 2**31, 2**30
+    memory = torch.empty(start + 4 * 512, dtype=torch.float16, device=triton_device)
+    x, mu_real, mu_fake, gradient = (memory[offset:] for offset in range(0, 4 * 512, 512))
+    partial = torch.empty(3, 1, device=triton_device)
+    memory[start:] = torch.tensor([1.0, -1.0, -1.0 + 2.0**-10, 0.0]).repeat_interleave(512)
+    with numpy.errstate(invalid="ignore"):  # samples 0 and 1 are what the memory held
+        sum_chunk[(3,)](x, mu_real, partial, size, 512, 1, BLOCK=512)
+        assert partial[2] == 2 * 512
+        write_chunk[(3,)](mu_fake, mu_real, partial, gradient, size, 512, 1, CHUNKS=CHUNKS, BLOCK=512)
+        assert (gradient[start:] == 2.0**-10 / (2 * 512 / size)).all()
+        gradient[start:] = 0.0
+        whole[(3,)](x, mu_fake, mu_real, gradient, size, BLOCK=512)
+        assert (gradient[start:] == 2.0**-10 / (2 * 512 / size)).all()

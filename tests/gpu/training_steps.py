@@ -1,22 +1,23 @@
-"""Speed of training and generation with the built-in networks, whose weights are random here; prints JSON."""
+"""The trainer on the built-in networks, with kernels and without: speed, memory, and the curves of the losses."""
 
-import json
+import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from fewstep.kernels.benchmark import median_seconds
-from fewstep.runtime.engines.torch import TorchEngine
+from fewstep.kernels import dispatch
+from fewstep.kernels.benchmarks.report import Measurement, Report, Row
+from fewstep.kernels.patch import apply
 from fewstep.runtime.families import Model, sana
-from fewstep.runtime.samplers import get_sampler
-from fewstep.runtime.schedule import Flow, uniform_times
-from fewstep.runtime.trajectory import Trajectory
+from fewstep.runtime.schedule import Flow
 from fewstep.training.autoencoder import AutoencoderConfig, build_autoencoder
 from fewstep.training.batches import ConditionedBatch
 from fewstep.training.copies import FullCopies
@@ -24,6 +25,7 @@ from fewstep.training.flow_matching import FlowMatchingConfig, flow_matching_pha
 from fewstep.training.method import Task
 from fewstep.training.methods import dmd2
 from fewstep.training.phase import Phase
+from fewstep.training.recorder import read_curve
 from fewstep.training.teacher import TeacherConfig, build_teacher
 from fewstep.training.trainer import train
 from fewstep.training.trainer_config import TrainerConfig
@@ -50,38 +52,57 @@ class Clock:
         return (self.last - self.first) / (self.marks[self.last] - self.marks[self.first])
 
 
-def training_speed(
+def training(
     method: str,
     batch: int,
+    kernels: bool,
     device: torch.device,
     network: TeacherConfig = BUILT_IN,
     precision: str = "bf16",
     warm_up: int = 20,
-    iterations: int = 40,
-) -> dict[str, Any]:
-    """How fast the trainer itself goes, on latents that are there already.
+    iterations: int = 160,
+) -> Row:
+    """Train on latents that are there already, from the same weights with the same draws each time.
 
     Args:
         method: `flow matching` (the teacher) or `dmd2` (with its defaults).
         batch: latents of each phase.
+        kernels: whether operations and the network's layers may be kernels.
         device: where to train.
         network: shape of the teacher.
         precision: as the trainer's.
         warm_up: iterations before the clock runs.
         iterations: while it runs.
     """
+    torch.manual_seed(0)
     clock = Clock(random_batch(batch, device), warm_up, iterations)
-    config = TrainerConfig(iterations=clock.last + 1, precision=precision, checkpoint_minutes=60)
+    config = TrainerConfig(
+        iterations=clock.last + 1, precision=precision, checkpoint_minutes=60, log_every=max(1, iterations // 20)
+    )
+    model = random_model(network, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder:
-        phases, exported = prepare(method, random_model(network, device), clock, Path(folder))
+    with tempfile.TemporaryDirectory() as folder, allowed(kernels):
+        sites = apply(model.network) if kernels else {}
+        phases, exported = prepare(method, model, clock, Path(folder))
         train(phases, clock, exported, config, Path(folder))
+        curve = read_curve(Path(folder))
     speed = clock.iterations_per_second
-    row = {"method": method, "batch": batch, "precision": precision, "iterations_per_second": round(speed, 2)}
-    row["images_per_second"] = round(speed * batch, 1)
+    row: Row = {"method": method, "batch": batch, "precision": precision, "kernels": kernels, "layers": sites}
+    row |= {"iterations_per_second": round(speed, 2), "images_per_second": round(speed * batch, 1)}
     row["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20) if device.type == "cuda" else None
-    return row
+    return {**row, "curve": curve}
+
+
+@contextmanager
+def allowed(kernels: bool) -> Iterator[None]:
+    """Without kernels, every operation is its reference for as long as this lasts."""
+    has_triton = dispatch.HAS_TRITON
+    dispatch.HAS_TRITON = has_triton and kernels
+    try:
+        yield
+    finally:
+        dispatch.HAS_TRITON = has_triton
 
 
 def prepare(method: str, model: Model, clock: Clock, folder: Path) -> tuple[list[Phase[ConditionedBatch]], nn.Module]:
@@ -108,22 +129,6 @@ def prepare(method: str, model: Model, clock: Clock, folder: Path) -> tuple[list
     return stage.phases, stage.student.module
 
 
-def latency(
-    steps: int, batch: int, device: torch.device, network: TeacherConfig = BUILT_IN, repeats: int = 100
-) -> dict[str, Any]:
-    """From noise and text states to pictures, which all lie on the CPU: the torch engine, eager, in float32."""
-    model = random_model(network, device)
-    trajectory = Trajectory(model, get_sampler("consistency"), uniform_times(steps))
-    engine = TorchEngine(trajectory, device)
-    condition = random_batch(batch, torch.device("cpu")).condition
-    arrays = {name: value.numpy() for name, value in condition.items()}
-    arrays["noise"] = torch.randn(batch, trajectory.draws, *model.sample_shape).numpy()
-    # Pictures come back to the CPU, so the clock on the wall is right.
-    seconds = median_seconds(lambda: engine(**arrays), torch.device("cpu"), repeats)
-    row = {"engine": "torch", "steps": steps, "batch": batch, "milliseconds": round(1000 * seconds, 3)}
-    return {**row, "images_per_second": round(batch / seconds, 1)}
-
-
 def random_model(network: TeacherConfig, device: torch.device) -> Model:
     """A network with the built-in autoencoder."""
     shape = AutoencoderConfig()
@@ -139,23 +144,25 @@ def random_batch(size: int, device: torch.device) -> ConditionedBatch:
     return ConditionedBatch(x_0, {"encoder_hidden_states": states, "encoder_attention_mask": mask})
 
 
-def measurements(device: torch.device) -> Iterator[tuple[str, dict[str, Any]]]:
-    for batch in (16, 256):
-        for method in ("flow matching", "dmd2"):
-            yield "training", training_speed(method, batch, device)
-    for steps in (1, 4):
-        for batch in (1, 16):
-            yield "latency", latency(steps, batch, device)
+def measurements(device: torch.device, batches: Sequence[int] = (16, 256), **sizes: object) -> Iterator[Measurement]:
+    """DMD2 first; `sizes` are further arguments of `training`."""
+    for method, batch, kernels in product(("dmd2", "flow matching"), batches, (False, True)):
+        name = f"{method}, batch {batch}, {'with' if kernels else 'without'} kernels"
+        yield name, partial(_rows, method, batch, kernels, device, sizes)
 
 
-def main() -> None:
-    """Print all measurements, each also on its way for who is watching."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for section, row in measurements(torch.device("cuda")):
-        print(section, row, file=sys.stderr, flush=True)
-        found.setdefault(section, []).append(row)
-    print(json.dumps(found))
+def _rows(method: str, batch: int, kernels: bool, device: torch.device, sizes: Mapping[str, object]) -> list[Row]:
+    return [training(method, batch, kernels, device, **sizes)]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure on the GPU into a file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="receives the numbers")
+    parser.add_argument("--seconds", type=float, default=300, help="no training is begun later than this")
+    given = parser.parse_args(arguments)
+    Report(given.out, given.seconds).measure(measurements(torch.device("cuda")))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

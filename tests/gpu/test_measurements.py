@@ -1,0 +1,163 @@
+"""Every section of `make gpu` on the CPU, with tiny networks: what it measures, never how fast."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import picture
+import pytest
+import torch
+from end_to_end import VARIANTS, Bench, Setting, measurements
+from students import (
+    STUDENTS,
+    Student,
+    built_in,
+    random_condition,
+    sana_1600m,
+    stable_diffusion_1,
+    stable_diffusion_xl,
+)
+from timeline import Timeline
+from training_steps import allowed, training
+from training_steps import measurements as trainings
+
+from fewstep.kernels import dispatch
+from fewstep.kernels.benchmarks.report import Report
+from fewstep.runtime.samplers.grid import grid
+from fewstep.runtime.schedule import uniform_times
+from fewstep.training.autoencoder import AutoencoderConfig
+from fewstep.training.teacher import TeacherConfig
+
+CPU, TINY = torch.device("cpu"), TeacherConfig(layers=1, heads=2)
+SMALL = Setting(CPU, torch.float32, backend="eager", seconds=0.0)
+STAGES = {"sampler", "denoiser", "decoder", "conversion", "copy to host"}
+UNET = {"block_out_channels": (32, 32), "layers_per_block": 1, "sample_size": 4, "cross_attention_dim": 8}
+
+
+def small_sd() -> Student:
+    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    return stable_diffusion_1(**UNET, down_block_types=down, up_block_types=up)
+
+
+def small_sdxl() -> Student:
+    return stable_diffusion_xl(
+        **UNET,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1),
+        attention_head_dim=(2, 2),
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+    )
+
+
+def small_sana() -> Student:
+    autoencoder = {
+        "latent_channels": 4,
+        "encoder_block_out_channels": (8, 8),
+        "decoder_block_out_channels": (8, 8),
+        "encoder_layers_per_block": (0, 1),
+        "decoder_layers_per_block": (0, 1),
+        "encoder_qkv_multiscales": ((), ()),
+        "decoder_qkv_multiscales": ((), ()),
+    }
+    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "num_cross_attention_heads": 2}
+    widths = {"cross_attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": 8, "num_layers": 1}
+    return sana_1600m(autoencoder, **heads, **widths, in_channels=4, out_channels=4, sample_size=4)
+
+
+def small_built_in() -> Student:
+    shape = AutoencoderConfig(latent_channels=4, channels=(8, 8), encoder_layers=(0, 1), decoder_layers=(0, 1))
+    return built_in(TINY, shape)
+
+
+BUILDERS = {"SD1.5": small_sd, "SDXL": small_sdxl, "Sana": small_sana, "built-in": small_built_in}
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "pixels"),
+    [("SD1.5", 860, 512), ("SDXL", 2567, 1024), ("Sana", 1604, 512), ("built-in", 7, 64)],
+)
+def test_students_are_as_large_as_those_deployed(name: str, millions: int, pixels: int) -> None:
+    with torch.device("meta"), torch.inference_mode():
+        student = STUDENTS[name]()
+        condition = random_condition(student, 2, torch.device("meta"), torch.float32)
+        x_0 = student.call(student.network)(torch.randn(2, *student.sample_shape), torch.ones(2), condition)
+        assert student.decoder(x_0).shape == (2, 3, pixels, pixels)
+    assert sum(weight.numel() for weight in student.network.parameters()) / 1e6 == pytest.approx(millions, abs=0.5)
+    # Wherever the network is: a sampler's coefficients are numbers to the device.
+    assert {each.alpha.device.type for each in grid(student.schedule, uniform_times(4))} == {"cpu"}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_student_is_measured_in_every_variant(name: str) -> None:
+    report = Report(None, 120)
+    report.measure(measurements({name: BUILDERS[name]}, SMALL, batches=(1,), steps=(2,)))
+    assert report.content["failed"] == {}
+    rows = report.content["rows"]
+    assert [row["variant"] for row in rows[::2]] == [row["variant"] for row in rows[1::2]] == list(VARIANTS)
+    for whole, parts in zip(rows[::2], rows[1::2], strict=True):
+        assert (whole["student"], whole["batch"], whole["steps"]) == (name, 1, 2)
+        assert whole["images_per_second"] == pytest.approx(1000 / whole["milliseconds"], rel=0.05)
+        assert parts["stages"].keys() == STAGES
+        assert 0.9 < parts["accounted"] <= 1
+
+
+@pytest.mark.parametrize("build", BUILDERS.values())
+def test_all_variants_draw_the_same_pictures(build: Callable[[], Student]) -> None:
+    torch.manual_seed(0)
+    bench = Bench(build(), SMALL)
+    pictures = []
+    variants = [variant for variant in VARIANTS.values() if not variant.compiled or build is small_built_in]  # slow
+    for variant in variants:
+        with bench.generation(variant, batch=2, steps=2) as generate:
+            pictures.append(generate(lambda stage: None).int())
+    assert pictures[0].shape[0] == 2
+    assert pictures[0].shape[3] == 3
+    for other in pictures[1:]:
+        assert (other - pictures[0]).abs().max() <= 1  # of 255: rounding
+
+
+def test_a_timeline_adds_up_the_turns_of_a_stage() -> None:
+    timeline = Timeline(CPU)
+    timeline.marks = [("start", 1.0), ("sampler", 1.1), ("denoiser", 1.4), ("sampler", 1.6)]
+    assert timeline.milliseconds() == pytest.approx({"sampler": 300.0, "denoiser": 300.0})
+
+
+@pytest.mark.parametrize("method", ["flow matching", "dmd2"])
+def test_training_is_the_same_with_kernels_on_a_cpu(method: str) -> None:
+    sizes = {"network": TINY, "precision": "no", "warm_up": 1, "iterations": 2}
+    without, having = (training(method, 2, kernels, CPU, **sizes) for kernels in (False, True))
+    losses = [[{**point, "seconds": 0} for point in row["curve"]] for row in (without, having)]
+    assert losses[0] == losses[1]
+    assert any(name.endswith("loss") for point in having["curve"] for name in point)
+    for row in (without, having):
+        assert row["images_per_second"] == pytest.approx(2 * row["iterations_per_second"], abs=0.1)
+        assert row["iterations_per_second"] > 0
+    assert having["layers"]
+    assert not without["layers"]
+
+
+def test_kernels_are_out_of_use_only_for_as_long_as_asked() -> None:
+    before = dispatch.HAS_TRITON
+    with allowed(kernels=False):
+        assert not dispatch.HAS_TRITON
+    with allowed(kernels=True):
+        assert before == dispatch.HAS_TRITON
+    assert before == dispatch.HAS_TRITON
+
+
+def test_pictures_are_drawn_of_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    times = {"kernel": 2.0, "compiled": 3.0, "eager": 4.0, "copy": 1.0}
+    kernel = {"operation": "norm", "model": "SDXL", "where": "8", "pass": "forward", "microseconds": times}
+    (tmp_path / "kernels.json").write_text(json.dumps({"rows": [{**kernel, "fraction_of_ceiling": 0.5}]}))
+    generation = Report(tmp_path / "end_to_end.json", 60)
+    generation.measure(measurements({"built-in": small_built_in}, SMALL, batches=(1,), steps=(1,)))
+    trained = Report(tmp_path / "training.json", 60)
+    trained.measure(trainings(CPU, (1,), network=TINY, precision="no", warm_up=1, iterations=2))
+    assert trained.content["failed"] == {}
+    picture.main(tmp_path)
+    assert {file.name for file in tmp_path.glob("*.png")} == {"kernels.png", "end_to_end.png", "training.png"}
+    picture.main(tmp_path / "nothing")
+    assert capsys.readouterr().out.count("drew") == 3
