@@ -61,12 +61,12 @@ def markdown_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 
 
 def replace_section(page: Path, name: str, text: str) -> None:
-    """Put `text` between the comments `<!-- NAME -->` and `<!-- end of NAME -->` of a Markdown page.
+    """Put `text` between the comments `<!-- NAME -->` and `<!-- /NAME -->` of a Markdown page.
 
     Raises:
         FewstepError: the page has no such comments.
     """
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, found, rest = page.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):

