@@ -1,8 +1,8 @@
-"""Where accelerate meets the trainer: one module a phase, so that DDP and FSDP see every use of its parameters.
+"""Where accelerate meets the trainer: one module a phase, so that DDP, FSDP and ZeRO see every use of its parameters.
 
 The losses call their networks through closures, by whatever method they like. So not the networks are prepared but
 `PhaseModule`, whose forward is the whole loss. FSDP (version 2) shards weights, gradients, moments and averages of each
-phase as one group, which is gathered while any phase computes.
+phase as one group, which is gathered while any phase computes; DeepSpeed's part is in `zero.py`.
 """
 
 import os
@@ -15,20 +15,24 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..runtime.errors import FewstepError, require
+from .numerics import autocast
 from .phase import Batch, Draws, Loss, Phase
 from .trainer_config import TrainerConfig
+from .zero import cut_moments, join_moments, make_zero_accelerator, release_engine
 
 
 class PhaseModule(nn.Module, Generic[Batch]):
     """A phase's loss as the forward of one module that owns its parameters."""
 
-    def __init__(self, phase: Phase[Batch]) -> None:
+    def __init__(self, phase: Phase[Batch], device: str, precision: str) -> None:
         super().__init__()
         self.trained, self.loss = phase.module, phase.loss
+        self.device, self.precision = device, precision
 
     def forward(self, batch: Batch, draws: Draws) -> Loss:
         """The loss, and what is logged, which carries no gradient."""
-        loss, logged = self.loss(batch, draws)
+        with autocast(self.device, self.precision):  # DeepSpeed's engines would switch off one around them
+            loss, logged = self.loss(batch, draws)
         return loss, {name: value.detach() for name, value in logged.items()}
 
 
@@ -40,10 +44,7 @@ def make_accelerator(module: nn.Module, config: TrainerConfig) -> Any:
     """
     accelerate = require("accelerate", "train")
     if _switched_on("ACCELERATE_USE_DEEPSPEED"):
-        raise FewstepError(
-            "DeepSpeed cannot train several networks with an optimiser each: launch with "
-            "--use_fsdp --fsdp_version 2, which shards weights, gradients and moments too"
-        )
+        return make_zero_accelerator(config)
     on_cpu = next(module.parameters()).device.type == "cpu"
     # A loss need not use every parameter (a network's input for the guidance scale, say).
     ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
@@ -60,13 +61,13 @@ def make_accelerator(module: nn.Module, config: TrainerConfig) -> Any:
     return accelerator
 
 
-def prepare(accelerator: Any, phase: Phase[Batch], optimizer: Any) -> tuple[Any, Any]:
+def prepare(accelerator: Any, phase: Phase[Batch], optimizer: Any, precision: str) -> tuple[Any, Any]:
     """The phase's module and its optimiser, ready for any number of processes.
 
     Raises:
         FewstepError: accelerate is configured to shard parts of a network by themselves.
     """
-    module, optimizer = accelerator.prepare(PhaseModule(phase), optimizer)
+    module, optimizer = accelerator.prepare(PhaseModule(phase, accelerator.device.type, precision), optimizer)
     if any(isinstance(part, FSDPModule) for part in phase.module.modules()):
         raise FewstepError("each phase is sharded as a whole: launch with --fsdp_auto_wrap_policy NO_WRAP")
     return module, optimizer
@@ -90,14 +91,41 @@ def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.reshard()
 
 
-def release(module: nn.Module) -> None:
-    """Give a module whose weights FSDP has sharded whole weights again, for good."""
+def release(prepared: Any, module: nn.Module) -> None:
+    """Give a module that DeepSpeed's engine or FSDP has trained its own whole weights again, for good."""
+    if _switched_on("ACCELERATE_USE_DEEPSPEED"):
+        release_engine(prepared, module)
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             if isinstance(parameter, DTensor):
                 setattr(part, name, nn.Parameter(whole(parameter), parameter.requires_grad))
                 part._state_dict_pre_hooks.clear()  # FSDP's, which would shard them once more
                 part._load_state_dict_pre_hooks.clear()
+
+
+def optimizer_state(optimizer: Any, module: nn.Module) -> dict[str, Any]:
+    """A prepared optimiser's `state_dict` with all of its moments; all processes must call it."""
+    if _switched_on("ACCELERATE_USE_DEEPSPEED"):
+        return join_moments(optimizer, list(module.parameters()))
+    state = optimizer.state_dict()
+    return {**state, "state": whole(state["state"])}
+
+
+def load_optimizer_state(optimizer: Any, module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Go on from what `optimizer_state` gave, after the module's weights have been loaded.
+
+    Raises:
+        ValueError: the optimiser has other parameters.
+    """
+    parameters = list(module.parameters())
+    if _switched_on("ACCELERATE_USE_DEEPSPEED"):
+        cut_moments(optimizer, parameters, state)
+        return
+    moments = {
+        index: {name: sharded_like(parameters[index], value) for name, value in each.items()}
+        for index, each in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": moments})
 
 
 def whole(value: Any) -> Any:

@@ -42,6 +42,12 @@ class LatentData:
         """What an artefact records of the data it was trained on."""
         return {"identity": self.images.identity, "images": len(self.images.images)}
 
+    def spread(self, count: int) -> tuple[Tensor, Condition]:
+        """Numbers (count,) of samples evenly over the data, and the conditions of their first captions."""
+        chosen = torch.linspace(0, len(self.batches.latents) - 1, count).long()
+        condition = self.batches.text.condition(chosen, torch.zeros(count))
+        return chosen, {name: value.to(self.batches.device) for name, value in condition.items()}
+
 
 def load_latent_data(data: Path, model: Model, batch_size: int, seed: int, device: torch.device) -> LatentData:
     """Encode a data set's training pictures and captions.
@@ -99,10 +105,7 @@ def show_samples(
     A denoiser that takes the guidance scale as an input is given `guidance`.
     """
     batches = data.batches
-    chosen = torch.linspace(0, len(batches.latents) - 1, count).long()
-    condition = {
-        name: value.to(batches.device) for name, value in batches.text.condition(chosen, torch.zeros(count)).items()
-    }
+    chosen, condition = data.spread(count)
     shape, seeds = batches.latents.shape[1:], range(count)
     latents = sample_at_fixed_noise(denoiser, sampler, times, condition, seeds, shape, batches.device, guidance)
     real = data.images.images[chosen].float() / 127.5 - 1

@@ -4,7 +4,7 @@ A method is one file in `methods/` with a frozen dataclass `Config` and a functi
 computation: precision, averaging, distribution, checkpoints and logging belong to the trainer.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,6 +110,8 @@ class Stage:
         guidance_range: of scales that the student takes as an input, where it has learnt more than one.
         other_times: the times of further step counts, which the student serves as well.
         averages: moving averages that the losses read.
+        panel: denoisers by name whose predictions are drawn beside the guided teacher's, called with what the student
+            is told; none: the student.
         share: of the training budget; the shares of all stages add up to 1.
     """
 
@@ -122,6 +124,7 @@ class Stage:
     guidance_range: tuple[float, float] | None = None
     other_times: tuple[tuple[float, ...], ...] = ()
     averages: list[Average] = field(default_factory=list)
+    panel: Mapping[str, DenoiserLike] = field(default_factory=dict)
     share: float = 1.0
 
 

@@ -1,10 +1,10 @@
 """Pictures of results: grids of images and curves of losses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..runtime.errors import require
@@ -13,6 +13,22 @@ from ..runtime.files import atomic_path
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
     """Write images (N, 3, H, W) in [-1, 1] as one PNG, row by row, two white pixels apart."""
+    _write(_grid(images, columns), path)
+
+
+def save_rows(rows: Mapping[str, Tensor], path: Path) -> None:
+    """Write rows of images (N, 3, H, W) in [-1, 1], each after its name, as one PNG."""
+    images, font = list(rows.values()), ImageFont.load_default()
+    grid = _grid(torch.cat(images), columns=len(images[0]))
+    margin = 8 + round(max(map(font.getlength, rows)))
+    canvas = Image.new("RGB", (margin + grid.width, grid.height), "white")
+    canvas.paste(grid, (margin, 0))
+    for number, name in enumerate(rows):
+        ImageDraw.Draw(canvas).text((4, number * grid.height // len(rows) + 4), name, "black", font)
+    _write(canvas, path)
+
+
+def _grid(images: Tensor, columns: int) -> Image.Image:
     pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     count, _, height, width = pixels.shape
     rows = -(-count // columns)
@@ -20,8 +36,12 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
     for index, image in enumerate(pixels):
         corner = (index % columns * (width + 2), index // columns * (height + 2))
         canvas.paste(Image.fromarray(image.permute(1, 2, 0).numpy()), corner)
+    return canvas
+
+
+def _write(picture: Image.Image, path: Path) -> None:
     with atomic_path(path) as temporary:
-        canvas.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG")
 
 
 def save_curves(curve: Sequence[dict[str, float]], path: Path) -> None:

@@ -3,9 +3,12 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy
+from PIL import Image
 
 from ..runtime.errors import require
 from ..runtime.files import atomic_path, write_json
@@ -37,6 +40,12 @@ class Recorder:
         """Show the scalars of one step in TensorBoard."""
         for name, value in scalars.items():
             self.events.add_scalar(name, value, step)
+
+    def pictures(self, step: int, files: Iterable[Path]) -> None:
+        """Show picture files in TensorBoard, under their names."""
+        for file in files:
+            with Image.open(file) as picture:
+                self.events.add_image(file.stem, numpy.asarray(picture), step, dataformats="HWC")
 
     def save(self, curve: Sequence[dict[str, float]], memory: Mapping[str, Any], last: bool) -> None:
         """Write the curve so far and what memory the run takes; the plot is drawn now and then, and the last time."""

@@ -112,6 +112,7 @@ def consistency_stage(
         guidance_range=networks.guidance.scale_range,
         other_times=tuple(tuple(uniform_times(steps)) for steps in task.other_steps),
         averages=averages,
+        panel={"student": networks.student.denoiser} | ({"target": networks.target} if averages else {}),
     )
 
 

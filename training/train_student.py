@@ -18,6 +18,7 @@ from .distribution import is_main_process
 from .latents import LatentData, load_latent_data, show_samples
 from .method import Stage, Task
 from .methods import get_method
+from .panel import show_predictions
 from .recipe import StudentRecipe
 from .trainer import train
 from .watchdog import watch_stage
@@ -122,10 +123,12 @@ def _add_preparation(path: Path, stage: str, seconds: float) -> float:
 def _train_stage(
     stage: Stage, task: Task, recipe: StudentRecipe[Any], latent_data: LatentData, begun_with: Mapping[str, Any]
 ) -> Progress:
-    def show(step: int) -> None:
+    def show(step: int) -> list[Path]:
         guidance = stage.guidance if stage.guidance_range else None
-        path = task.folder / "samples.png"
-        show_samples(stage.student.denoiser, stage.sampler, stage.times, latent_data, path, guidance=guidance)
+        samples, predictions = task.folder / "samples.png", task.folder / "predictions.png"
+        show_samples(stage.student.denoiser, stage.sampler, stage.times, latent_data, samples, guidance=guidance)
+        show_predictions(stage, task, latent_data, predictions)
+        return [samples, predictions]
 
     trainer = replace(
         recipe.trainer,

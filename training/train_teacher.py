@@ -56,10 +56,12 @@ def train_teacher(
     phase = flow_matching_phase(network, model.denoiser, latent_data.negative, recipe.method)
 
     folder = out / "training"
+    samples = folder / "samples.png"
     guided = GuidedDenoiser(model.denoiser, recipe.network.guidance, latent_data.negative)
 
-    def show(step: int) -> None:
-        show_samples(guided, SAMPLER, uniform_times(20), latent_data, folder / "samples.png")
+    def show(step: int) -> list[Path]:
+        show_samples(guided, SAMPLER, uniform_times(20), latent_data, samples)
+        return [samples]
 
     origin = {"data": latent_data.identity, "autoencoder": parts_hash(autoencoder, ["vae"])}
     train([phase], latent_data.batches, network, recipe.trainer, folder, show, recipe=asdict(recipe) | origin)

@@ -22,15 +22,13 @@ from .averaging import MovingAverage
 from .checkpoint import DivergenceError, Progress, plain, read_checkpoint, require_same_recipe, write_checkpoint
 from .distribution import gathered, make_accelerator, release
 from .memory import checkpoint_activations, peak_memory
-from .numerics import all_finite, attention_for, seed_layers, step_draws, training_device
+from .numerics import all_finite, attention_for, seed_layers, step_draws
 from .phase import Average, Batch, Draws, Phase
 from .progress import training_progress
-from .recorder import Recorder, read_curve
+from .recorder import Recorder
 from .trainer_config import TrainerConfig
 from .turn import Turn
 from .watch import Watch
-
-__all__ = ["Batches", "TrainerConfig", "Watch", "read_curve", "step_draws", "train", "training_device"]
 
 MOST_ROLLBACKS = 5
 
@@ -51,7 +49,7 @@ def train(
     exported: nn.Module,
     config: TrainerConfig,
     out: Path,
-    on_checkpoint: Callable[[int], None] | None = None,
+    on_checkpoint: Callable[[int], Sequence[Path]] | None = None,
     averages: Sequence[Average] = (),
     recipe: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
@@ -67,7 +65,8 @@ def train(
         exported: the module whose moving average is the result; it holds that average in the end.
         config: budget and optimisation.
         out: folder for the checkpoint `state.pt` and for what `Recorder` writes.
-        on_checkpoint: called with the step after each checkpoint, while `exported` holds its average (sample grids).
+        on_checkpoint: called with the step after each checkpoint, while `exported` holds its average; the picture files
+            that it has written (sample grids) go into TensorBoard too.
         averages: further moving averages, which the losses read.
         recipe: whatever else must stay the same when the run is continued.
         watch: looks at every point of the curve; with `config.rollback` its verdict brings back the last checkpoint.
@@ -103,7 +102,7 @@ class _Trainer(Generic[Batch]):
         self.accelerator = make_accelerator(exported, config)
         self.main, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.shards = self.accelerator.num_processes * config.accumulation
-        self.turns = [Turn(phase, config, self.accelerator) for phase in phases]
+        self.turns = [Turn(phase, config) for phase in phases]
         self.modules = [turn.module for turn in self.turns]
         self.ema = MovingAverage(exported, config.ema_decay)
         for turn in self.turns:
@@ -123,7 +122,7 @@ class _Trainer(Generic[Batch]):
         trainer = {name: value for name, value in asdict(self.config).items() if name != "accumulation"}
         return {"trainer": trainer, "phases": phases, "processes x accumulation": self.shards}
 
-    def run(self, on_checkpoint: Callable[[int], None] | None) -> None:
+    def run(self, on_checkpoint: Callable[[int], Sequence[Path]] | None) -> None:
         self._begin_watch()
         self.started = time.monotonic() - self.progress.seconds
         files = closing(Recorder(self.out, self.progress.step)) if self.main else nullcontext()
@@ -139,10 +138,10 @@ class _Trainer(Generic[Batch]):
                     self._save()
                 if on_checkpoint:
                     with self.ema.in_place(), gathered(self.modules):
-                        self._on_main(lambda: on_checkpoint(self.progress.step))
+                        self._on_main(lambda: self._show(on_checkpoint))
         self.ema.swap()
         for turn in self.turns:
-            release(turn.phase.module)
+            release(turn.module, turn.phase.module)
 
     def _fraction(self) -> float:
         return self.progress.fraction(self.config)
@@ -173,8 +172,8 @@ class _Trainer(Generic[Batch]):
             with gathered(self.modules), attention_for(self.device.type):
                 for other in self.turns:
                     other.phase.module.requires_grad_(other is turn)
-                self.metrics |= turn.backward(self._shards(index))
-            self.metrics |= turn.step(rate)
+                self.metrics |= turn.backward(self._shards(index), rate)
+            self.metrics |= turn.step()
 
     def _shards(self, phase: int) -> Iterator[tuple[Batch, Draws]]:
         """This process's pieces of the global batch, each with its randomness."""
@@ -276,6 +275,10 @@ class _Trainer(Generic[Batch]):
         activations = {turn.phase.name: round(turn.activations, 3) for turn in self.turns}
         memory = {"peak_mib": peak_memory(self.device), "activations_mib": activations}
         self.recorder.save(self.progress.curve, memory, last=self._fraction() == 1)
+
+    def _show(self, on_checkpoint: Callable[[int], Sequence[Path]]) -> None:
+        assert self.recorder
+        self.recorder.pictures(self.progress.step, on_checkpoint(self.progress.step))
 
     def _load(self) -> Any:
         """Go on from the checkpoint; returns what the watch had seen then, if one was there."""

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .averaging import MovingAverage, follow
-from .distribution import prepare, sharded_like, whole
+from .distribution import load_optimizer_state, make_accelerator, optimizer_state, prepare, sharded_like, whole
 from .memory import activation_memory
-from .numerics import autocast
 from .phase import Average, Batch, Draws, Phase
 from .trainer_config import TrainerConfig
 
@@ -21,15 +20,15 @@ class Turn(Generic[Batch]):
     Args:
         phase: what is trained, on which loss.
         config: optimisation.
-        accelerator: of this process.
 
     Attributes:
         module: the phase as accelerate has wrapped it.
         activations: what its first forward pass kept for the backward pass, in MiB; 0 before.
     """
 
-    def __init__(self, phase: Phase[Batch], config: TrainerConfig, accelerator: Any) -> None:
-        self.phase, self.config, self.accelerator = phase, config, accelerator
+    def __init__(self, phase: Phase[Batch], config: TrainerConfig) -> None:
+        self.phase, self.config = phase, config
+        self.accelerator = make_accelerator(phase.module, config)  # its own: DeepSpeed's go with one engine each
         optimizer = torch.optim.AdamW(
             phase.module.parameters(),
             phase.learning_rate,
@@ -37,8 +36,8 @@ class Turn(Generic[Batch]):
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.module, self.optimizer = prepare(accelerator, phase, optimizer)
-        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "fp16")
+        self.module, self.optimizer = prepare(self.accelerator, phase, optimizer, config.precision)
+        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=config.precision == "fp16")
         self.activations = 0.0
         self._updates: list[Callable[[], None]] = []
 
@@ -51,13 +50,17 @@ class Turn(Generic[Batch]):
             elif isinstance(average, Average) and average.source in trained:
                 self._updates.append(partial(follow, average))
 
-    def backward(self, shards: Iterable[tuple[Batch, Draws]]) -> dict[str, Tensor]:
-        """Accumulate the mean gradient over this process's shards of a batch, and return their mean scalars."""
+    def backward(self, shards: Iterable[tuple[Batch, Draws]], rate: float) -> dict[str, Tensor]:
+        """Accumulate the mean gradient over this process's shards of a batch, and return their mean scalars.
+
+        The step is to be `rate` times as long as at the phase's peak; DeepSpeed's engines make it here.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.phase.learning_rate * rate
         totals: dict[str, Tensor] = {}
         for batch, draws in shards:
             with self.accelerator.accumulate(self.module):
-                with autocast(self.accelerator.device.type, self.config.precision):
-                    loss, logged = self._forward(batch, draws)
+                loss, logged = self._forward(batch, draws)
                 self.accelerator.backward(self.scaler.scale(loss))
             for name, value in {"loss": loss.detach(), **logged}.items():
                 share = value / self.config.accumulation
@@ -72,10 +75,8 @@ class Turn(Generic[Batch]):
         self.activations = measure()
         return result  # type: ignore[no-any-return]
 
-    def step(self, rate: float) -> dict[str, Tensor]:
-        """Move the weights, at `rate` times the phase's peak rate, and their averages; return the gradient's norm."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.phase.learning_rate * rate
+    def step(self) -> dict[str, Tensor]:
+        """Move the weights and their averages; return the gradient's norm."""
         self.scaler.unscale_(self.optimizer)
         norm = self.accelerator.clip_grad_norm_(self.phase.module.parameters(), self.config.gradient_norm)
         self.scaler.step(self.optimizer)
@@ -83,17 +84,16 @@ class Turn(Generic[Batch]):
         self.optimizer.zero_grad()
         for update in self._updates:
             update()
-        norm = whole(norm)
+        norm = whole(torch.as_tensor(norm, device=self.accelerator.device))
         if self.scaler.is_enabled():  # too large for float16: the scaler has left out the step and halves its scale
             norm = norm.nan_to_num(0, 0, 0)
         return {f"{self.phase.name}/gradient_norm": norm}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps; with FSDP, all processes must call it."""
-        optimizer = self.optimizer.state_dict()
+        """What a checkpoint keeps; all processes must call it."""
         return {
             "module": whole(self.phase.module.state_dict()),
-            "optimizer": {**optimizer, "state": whole(optimizer["state"])},
+            "optimizer": optimizer_state(self.optimizer, self.phase.module),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -105,12 +105,7 @@ class Turn(Generic[Batch]):
             ValueError: the optimiser has.
         """
         _load_module(self.phase.module, state["module"])
-        parameters = list(self.phase.module.parameters())
-        moments = {
-            index: {name: sharded_like(parameters[index], value) for name, value in each.items()}
-            for index, each in state["optimizer"]["state"].items()
-        }
-        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
+        load_optimizer_state(self.optimizer, self.phase.module, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
 

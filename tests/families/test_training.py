@@ -13,7 +13,7 @@ from fewstep.runtime.errors import FewstepError
 from fewstep.training.methods import METHODS, get_method
 from fewstep.training.recipe import StudentRecipe, overlay
 from fewstep.training.train_student import train_student
-from fewstep.training.trainer import TrainerConfig
+from fewstep.training.trainer_config import TrainerConfig
 
 TRAINER = TrainerConfig(iterations=1, warmup=1, precision="no", log_every=1)
 CPU = torch.device("cpu")

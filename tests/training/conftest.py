@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from fewstep.runtime.denoiser import Condition, Denoiser, DenoiserLike, levels
 from fewstep.runtime.prediction import FROM_SAMPLE
-from fewstep.runtime.schedule import Flow, uniform_times
+from fewstep.runtime.schedule import Flow, Schedule, uniform_times
 from fewstep.training.batches import ConditionedBatch
 from fewstep.training.method import Copy, Task
 from fewstep.training.methods.dmd2 import Networks
 from fewstep.training.phase import Draws
+
+from .points import PROCESSES
 
 
 class PointNetwork(nn.Module):
@@ -80,6 +82,12 @@ def _point_networks(teacher: DenoiserLike | None, steps: int = 1, width: int = 6
     assert isinstance(fake.network, PointNetwork)
     times = tuple(uniform_times(steps))
     return Networks(student, teacher or fake.denoiser, fake, fake.network.trunk, head, times)
+
+
+@pytest.fixture(params=PROCESSES)
+def schedule(request: pytest.FixtureRequest) -> Schedule:
+    """Each process in turn."""
+    return PROCESSES[request.param]
 
 
 @pytest.fixture

@@ -58,9 +58,16 @@ def main(folder: Path, sharded: bool = False, apart: bool = False, dropout: floa
     }
     if sharded:
         shard_on_cpu()
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        zero_on_cpu()
     shown: list[int] = []  # on the main process only
+
+    def show(step: int) -> list[Path]:
+        shown.append(step)
+        return []
+
     averages = [Average(slow, critic, 0.9)]
-    train(phases, batches, student, TrainerConfig(**settings), folder, shown.append, averages)  # type: ignore[arg-type]
+    train(phases, batches, student, TrainerConfig(**settings), folder, show, averages)  # type: ignore[arg-type]
     torch.save(student.state_dict(), folder / f"student-{'main' if shown else 'other'}.pt")
 
 
@@ -76,6 +83,18 @@ def shard_on_cpu() -> None:
     }
     PartialState._shared_state.update(shared)
     AcceleratorState._shared_state.update(shared)
+
+
+def zero_on_cpu() -> None:
+    """Accelerate gives DeepSpeed accelerators only; this lets it have CPUs."""
+    from accelerate import Accelerator, DeepSpeedPlugin, DistributedType
+    from accelerate.state import AcceleratorState, PartialState
+
+    Accelerator(cpu=True)
+    plugin = DeepSpeedPlugin()
+    plugin.select(_from_accelerator_state=True)
+    PartialState._shared_state.update(distributed_type=DistributedType.DEEPSPEED)
+    AcceleratorState._shared_state.update(distributed_type=DistributedType.DEEPSPEED, deepspeed_plugins=plugin)
 
 
 if __name__ == "__main__":

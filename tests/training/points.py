@@ -1,18 +1,30 @@
 """What tests of whole methods on points (B, 2) share: batches of data, training every stage, a distance."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from fewstep.runtime.denoiser import Condition, Denoiser, DenoiserLike, initial_scale
 from fewstep.runtime.samplers import get_sampler
-from fewstep.runtime.schedule import EDM, Schedule
+from fewstep.runtime.schedule import EDM, VP, Flow, Schedule, Trig
 from fewstep.training.batches import ConditionedBatch
 from fewstep.training.method import Copy, Stage, Task
-from fewstep.training.trainer import TrainerConfig, train
+from fewstep.training.trainer import train
+from fewstep.training.trainer_config import TrainerConfig
 
+STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+PROCESSES: Mapping[str, Schedule] = {
+    "vp": VP(DDIMScheduler(**STABLE_DIFFUSION).alphas_cumprod),
+    "vp-zero-terminal": VP(DDIMScheduler(**STABLE_DIFFUSION, rescale_betas_zero_snr=True).alphas_cumprod),
+    "flow": Flow(),
+    "flow-shift-3": Flow(shift=3.0),
+    "edm": EDM(),
+    "trig": Trig(),
+}
+"""Of every kind of teacher; the fixture `schedule` is each in turn."""
 TRAINER = TrainerConfig(
     warmup=20, precision="no", weight_decay=0, ema_decay=0.99, decay=0.5, log_every=1000, checkpoint_minutes=100
 )

@@ -10,7 +10,10 @@ import torch
 from torch.nn import functional
 
 from fewstep.training.autoencoder import AutoencoderConfig, autoencoder_phase, build_autoencoder, edge_loss, psnr
-from fewstep.training.trainer import TrainerConfig, read_curve, step_draws, train
+from fewstep.training.numerics import step_draws
+from fewstep.training.recorder import read_curve
+from fewstep.training.trainer import train
+from fewstep.training.trainer_config import TrainerConfig
 
 TINY = AutoencoderConfig(latent_channels=4, channels=(8, 8, 16, 16), decoder_layers=(0, 1, 1, 1))
 

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,26 @@ from fewstep.training.trainer_config import TrainerConfig
 
 HERE = Path(__file__).parent
 LAUNCH = [
-    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-]  # accelerate starts several processes without MPI only under --multi_gpu; the trainer keeps them on the CPU
+]
+MULTI_GPU = ["--multi_gpu"]
+"""Without MPI accelerate starts several processes only under this; the trainer keeps them on the CPU."""
+ZERO = {stage: ["--use_deepspeed", "--zero_stage", str(stage)] for stage in (1, 2, 3)}
+needs_deepspeed = pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": str(HERE)}
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": str(HERE), "DS_ACCELERATOR": "cpu"}
+    environment = {**os.environ, **settings}
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
 
 
-def launch(folder: Path, processes: int = 2, **options: Any) -> subprocess.CompletedProcess[str]:
-    return run(*(LAUNCH if processes == 2 else []), str(HERE / "launched.py"), str(folder), json.dumps(options))
+def launch(
+    folder: Path, processes: int = 2, kind: Sequence[str] = MULTI_GPU, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    launcher = [*LAUNCH, *kind] if processes == 2 else []
+    return run(*launcher, str(HERE / "launched.py"), str(folder), json.dumps(options))
 
 
 def read(folder: Path, name: str = "state.pt") -> Any:
@@ -69,6 +79,43 @@ def test_two_processes_go_on_as_one_that_accumulates(one: Path, sharded: bool, t
     result = launch(folder, sharded=sharded)
     assert result.returncode == 0, result.stderr
     assert_same_run(one, folder, 1e-6 if sharded else 1e-7)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_goes_on_as_one_process_that_accumulates(stage: int, tmp_path: Path) -> None:
+    """Without weight decay, which ZeRO applies to parameters that no loss uses, too; they also get moments, of zero."""
+    folder, options = tmp_path / "one", {"weight_decay": 0.0, "accumulation": 4}
+    folder.mkdir()
+    assert launch(folder, processes=1, iterations=4, **options).returncode == 0
+    shutil.copytree(folder, tmp_path / "two")
+    assert launch(folder, processes=1, **options).returncode == 0
+    result = launch(tmp_path / "two", kind=ZERO[stage], **options | {"accumulation": 2})
+    assert result.returncode == 0, result.stderr
+    state = read(tmp_path / "two")
+    for turn, expected in zip(state["turns"], read(folder)["turns"], strict=True):
+        moments = turn["optimizer"]["state"]
+        assert not any(
+            moments.pop(index)["exp_avg_sq"].any() for index in moments.keys() - expected["optimizer"]["state"]
+        )
+    torch.save(state, tmp_path / "two" / "state.pt")
+    assert_same_run(folder, tmp_path / "two", 1e-6)
+
+
+@needs_deepspeed
+def test_zero_stopped_and_resumed_equals_uninterrupted_to_the_bit(tmp_path: Path) -> None:
+    for name, stops in (("whole", [8]), ("parts", [5, 8])):
+        (tmp_path / name).mkdir()
+        for iterations in stops:
+            result = launch(tmp_path / name, kind=ZERO[2], precision="bf16", iterations=iterations)
+            assert result.returncode == 0, result.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 0)
+
+
+@needs_deepspeed
+def test_what_zero_cannot_do_here_is_refused(tmp_path: Path) -> None:
+    result = launch(tmp_path, kind=ZERO[3])
+    assert "DeepSpeed is supported with --zero_stage 1 or 2, without offloading" in result.stderr
 
 
 def test_two_processes_end_together_by_the_main_ones_clock(tmp_path: Path) -> None:
@@ -111,7 +158,13 @@ def test_killed_at_any_moment_and_resumed_equals_uninterrupted_to_the_bit(tmp_pa
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
-        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed cannot train several networks with an optimiser each"),
+        pytest.param(
+            *(
+                "ACCELERATE_USE_DEEPSPEED",
+                "DeepSpeed is not installed: pip install deepspeed, or launch with --use_fsdp",
+            ),
+            marks=pytest.mark.skipif(bool(find_spec("deepspeed")), reason="DeepSpeed is installed"),
+        ),
         ("ACCELERATE_USE_FSDP", "FSDP needs two or more GPUs: launch without --use_fsdp"),
     ],
 )

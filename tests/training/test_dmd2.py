@@ -15,7 +15,8 @@ from fewstep.training.flow_matching import FlowMatchingConfig, flow_matching_pha
 from fewstep.training.method import Task
 from fewstep.training.methods.dmd2 import Config, Networks, fake_loss, phases, student_loss
 from fewstep.training.phase import Draws
-from fewstep.training.trainer import TrainerConfig, train
+from fewstep.training.trainer import train
+from fewstep.training.trainer_config import TrainerConfig
 
 from .points import seeded, sliced_distance
 

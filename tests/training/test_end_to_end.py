@@ -116,7 +116,7 @@ def test_cards_say_what_was_made_from_what(trained: Trained) -> None:
         assert card.raw["data"] == teacher.raw["data"]
         assert card.raw["data"]["images"] == 8
         assert card.raw["recipe"]["trainer"]["iterations"] == 2
-        assert (folder / "training" / "samples.png").is_file()
+        assert all((folder / "training" / picture).is_file() for picture in ("samples.png", "predictions.png"))
 
 
 DEVICES = [("cpu", "no"), pytest.param("cuda", "bf16", marks=pytest.mark.gpu)]

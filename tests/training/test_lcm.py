@@ -16,7 +16,8 @@ from fewstep.training.method import Copy, Task
 from fewstep.training.methods.lcm import Config, loss, stages
 from fewstep.training.phase import Draws
 from fewstep.training.self_consistency import Guidance, Networks, draw_start
-from fewstep.training.trainer import TrainerConfig, train
+from fewstep.training.trainer import train
+from fewstep.training.trainer_config import TrainerConfig
 
 
 class Constant(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.samplers.ddim import ddim, ddim_step
 from fewstep.runtime.samplers.grid import level
-from fewstep.runtime.schedule import EDM, VP, Flow, Schedule, Trig, uniform_times
+from fewstep.runtime.schedule import Flow, Schedule, uniform_times
 from fewstep.training.batches import ConditionedBatch
 from fewstep.training.method import Task
 from fewstep.training.methods.progressive import Config, halving_loss, halvings, stages, two_step_target
@@ -19,18 +19,6 @@ from fewstep.training.phase import Draws
 from .points import Free, sample, samples, train_stages, with_data
 
 f64 = torch.float64
-PROCESSES = {
-    "vp": VP(torch.linspace(0.99, 0.01, 50)),
-    "flow": Flow(),
-    "flow-shift-3": Flow(3.0),
-    "edm": EDM(),
-    "trig": Trig(),
-}
-
-
-@pytest.fixture(params=PROCESSES)
-def schedule(request: pytest.FixtureRequest) -> Schedule:
-    return PROCESSES[request.param]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])

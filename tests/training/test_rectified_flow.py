@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from fewstep.runtime.denoiser import Condition, Denoiser, initial_scale, levels
 from fewstep.runtime.prediction import FROM_SAMPLE
 from fewstep.runtime.samplers.euler import euler
 from fewstep.runtime.samplers.grid import level
-from fewstep.runtime.schedule import EDM, VP, Flow, Schedule, Trig
+from fewstep.runtime.schedule import EDM, Flow, Schedule
 from fewstep.training.method import Task
 from fewstep.training.methods.rectified_flow import Config, stages
 from fewstep.training.pair_regression import EARLIEST, predict_on_path, reflow_loss, segment_loss, uniform_flow_times
@@ -22,17 +21,10 @@ from fewstep.training.pairs import PairBatch, PairsConfig
 from fewstep.training.phase import Draws
 from fewstep.training.straight_path import flow_times, from_flow_time, landing_sample, straight_point, to_flow_time
 
-from .points import Free, on_process, sample, samples, seeded, sliced_distance, train_stages, with_data
+from .points import PROCESSES, Free, on_process, sample, samples, seeded, sliced_distance, train_stages, with_data
 
 f64 = torch.float64
-STABLE_DIFFUSION = VP(DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod)
-PROCESSES = {"vp": STABLE_DIFFUSION, "flow": Flow(), "flow-shift-3": Flow(shift=3.0), "edm": EDM(), "trig": Trig()}
 START = torch.tensor(1.0, dtype=f64)
-
-
-@pytest.fixture(params=PROCESSES)
-def schedule(request: pytest.FixtureRequest) -> Schedule:
-    return PROCESSES[request.param]
 
 
 @pytest.fixture
@@ -179,7 +171,7 @@ def test_each_round_learns_from_the_flow_before_it(point_task: Callable[..., Tas
 
 @pytest.mark.parametrize(
     ("schedule", "prediction", "steps", "distance"),
-    [(Flow(), "flow_prediction", 1, 0.1), (STABLE_DIFFUSION, "v_prediction", 2, 0.13), (EDM(), "edm", 1, 0.18)],
+    [(Flow(), "flow_prediction", 1, 0.1), (PROCESSES["vp"], "v_prediction", 2, 0.13), (EDM(), "edm", 1, 0.18)],
     ids=["flow", "vp", "edm"],
 )
 def test_student_learns_the_distribution_of_an_analytic_teacher(

@@ -18,7 +18,8 @@ from fewstep.training.methods import lcm
 from fewstep.training.methods.scott import Config, judge_loss, phases, stages, stochastic_steps, student_loss
 from fewstep.training.phase import Draws
 from fewstep.training.self_consistency import Guidance, Start, begin
-from fewstep.training.trainer import TrainerConfig, train
+from fewstep.training.trainer import train
+from fewstep.training.trainer_config import TrainerConfig
 
 PLAIN = Config(eta=0.0, substeps=1, generator_weight=0.0)
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)

@@ -4,14 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from fewstep.runtime.denoiser import Condition, DenoiserLike, add_noise, broadcast, initial_scale
 from fewstep.runtime.samplers.ddim import ddim, ddim_step
 from fewstep.runtime.samplers.euler import euler
 from fewstep.runtime.samplers.grid import level
-from fewstep.runtime.schedule import EDM, VP, Flow, Schedule, Trig, uniform_times
+from fewstep.runtime.schedule import Flow, Schedule, Trig, uniform_times
 from fewstep.training.straight_path import (
     flow_times,
     from_flow_time,
@@ -24,20 +23,6 @@ from fewstep.training.straight_path import (
 from .points import Free
 
 f64 = torch.float64
-ZERO_TERMINAL_SNR = DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True).alphas_cumprod
-PROCESSES = {
-    "vp": VP(DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod),
-    "vp-zero-terminal": VP(ZERO_TERMINAL_SNR),
-    "flow": Flow(),
-    "flow-shift-3": Flow(shift=3.0),
-    "edm": EDM(),
-    "trig": Trig(),
-}
-
-
-@pytest.fixture(params=PROCESSES)
-def schedule(request: pytest.FixtureRequest) -> Schedule:
-    return PROCESSES[request.param]
 
 
 class AsFlow:

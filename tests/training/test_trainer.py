@@ -5,12 +5,14 @@ import json
 import weakref
 from dataclasses import replace
 from datetime import timedelta
+from io import BytesIO
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -18,6 +20,7 @@ from fewstep.runtime.errors import FewstepError
 from fewstep.training.memory import activation_memory
 from fewstep.training.numerics import step_draws, training_device
 from fewstep.training.phase import Average, Draws, Loss, Phase
+from fewstep.training.picture import save_grid
 from fewstep.training.progress import remaining
 from fewstep.training.recorder import read_curve
 from fewstep.training.teacher import TeacherConfig, build_teacher
@@ -109,8 +112,9 @@ def test_average_follows_its_formula(tmp_path: Path) -> None:
     history: list[Tensor] = []
     averages: list[Tensor] = []
 
-    def remember(step: int) -> None:
+    def remember(step: int) -> list[Path]:
         averages.append(module.weight.detach().clone())
+        return []
 
     def note(optimizer: Any, *_: object) -> None:
         history.append(module.weight.detach().clone())
@@ -348,13 +352,23 @@ def test_step_whose_gradient_overflows_is_left_out(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "state.pt", weights_only=True)["turns"][0]["scaler"]["scale"] < 65536
 
 
-def test_tensorboard_shows_the_curve(tmp_path: Path) -> None:
+def test_tensorboard_shows_the_curve_and_the_pictures(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    def draw(step: int) -> list[Path]:
+        save_grid(torch.full((1, 3, 2, 2), -1 + step / 2), tmp_path / "grid.png", columns=1)
+        return [tmp_path / "grid.png"]
+
     phases, module = linear_phase()
-    train(phases, batches, module, replace(CONFIG, iterations=3), tmp_path)
+    train(phases, batches, module, replace(CONFIG, iterations=3), tmp_path, draw)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
+    pictures = [(event.step, Image.open(BytesIO(event.encoded_image_string))) for event in events.Images("grid")]
+    assert [(step, picture.getpixel((0, 0))) for step, picture in pictures] == [
+        (1, (64,) * 3),
+        (2, (128,) * 3),
+        (3, (191,) * 3),
+    ]
     shown = [(event.step, event.value) for event in events.Scalars("only/loss")]
     assert shown == [(point["step"], pytest.approx(point["only/loss"])) for point in read_curve(tmp_path)]
 

@@ -107,7 +107,8 @@ def stages(task: Task, config: Config) -> Iterator[Stage]:
         pairs = make_pairs(task, networks.teacher, "warm-up", config.pairs)
         phase = regression_phase(student, pairs, config.student_learning_rate)
         yield Stage("warm-up", student, [phase], "consistency", times, guidance, share=config.warm_up_share)
-    yield Stage("dmd2", student, phases(networks, config), "consistency", times, guidance, share=share)
+    panel = {"fake score": fake.denoiser}
+    yield Stage("dmd2", student, phases(networks, config), "consistency", times, guidance, panel=panel, share=share)
 
 
 def phases(networks: Networks, config: Config) -> list[Phase[ConditionedBatch]]:

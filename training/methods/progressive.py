@@ -57,7 +57,8 @@ def stages(task: Task, config: Config) -> Iterator[Stage]:
     for steps in counts:
         phase = round_phase(student, teacher, steps, config.learning_rate)
         times = tuple(uniform_times(steps))
-        yield Stage(f"{steps}-steps", student, [phase], "ddim", times, guidance, share=1 / len(counts))
+        panel = {"student": student.denoiser, "round's teacher": teacher} if snapshot else {}
+        yield Stage(f"{steps}-steps", student, [phase], "ddim", times, guidance, panel=panel, share=1 / len(counts))
         if steps != task.steps:
             snapshot = snapshot or task.copy("teacher")
             snapshot.module.load_state_dict(student.module.state_dict())
