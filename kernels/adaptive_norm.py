@@ -1,6 +1,6 @@
 """Normalisation with adaptive modulation and the gated residual before it: how a transformer's blocks take the time."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -33,9 +33,13 @@ def adaptive_norm(
 
     Returns:
         (B, N, D) in the dtype of `x`.
+
+    Raises:
+        ValueError: another kind.
     """
+    _check(kind)
     if runs_triton(x, scale, shift, weight, bias):
-        from .adaptive_norm_triton import launch
+        from .adaptive_norm_autograd import launch
 
         normed: Tensor = launch(x, None, None, scale, shift, weight, bias, epsilon, kind)[1]
         return normed
@@ -54,7 +58,7 @@ def gated_residual(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
         (B, N, D) in the dtype of `residual`.
     """
     if runs_triton(residual, branch, gate):
-        from .adaptive_norm_triton import launch
+        from .adaptive_norm_autograd import launch
 
         stream: Tensor = launch(residual, branch, gate)[0]
         return stream
@@ -64,7 +68,7 @@ def gated_residual(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
 def gated_residual_norm(
     residual: Tensor,
     branch: Tensor,
-    gate: Tensor,
+    gate: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     weight: Tensor | None = None,
@@ -74,11 +78,17 @@ def gated_residual_norm(
 ) -> tuple[Tensor, Tensor]:
     """`stream = gated_residual(residual, branch, gate)` and `adaptive_norm(stream, ...)` in one pass over memory.
 
+    The arguments are those of the two functions; without a gate, the stream is the plain sum.
+
     Returns:
-        Stream and normed, (B, N, D) each, in the dtype of `residual`; the arguments are those of the two functions.
+        Stream and normed, (B, N, D) each, in the dtype of `residual`.
+
+    Raises:
+        ValueError: another kind.
     """
+    _check(kind)
     if runs_triton(residual, branch, gate, scale, shift, weight, bias):
-        from .adaptive_norm_triton import launch
+        from .adaptive_norm_autograd import launch
 
         return launch(residual, branch, gate, scale, shift, weight, bias, epsilon, kind)
     return gated_residual_norm_reference(residual, branch, gate, scale, shift, weight, bias, epsilon, kind)
@@ -108,16 +118,17 @@ def adaptive_norm_reference(
     return normed.to(x.dtype)
 
 
-def gated_residual_reference(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+def gated_residual_reference(residual: Tensor, branch: Tensor, gate: Tensor | None = None) -> Tensor:
     """The same in plain torch; half precision is computed in float32 and rounded once."""
     wide = torch.promote_types(residual.dtype, torch.float32)
-    return (residual.to(wide) + _by_row(gate.to(wide)) * branch).to(residual.dtype)
+    gated = branch if gate is None else _by_row(gate.to(wide)) * branch
+    return (residual.to(wide) + gated).to(residual.dtype)
 
 
 def gated_residual_norm_reference(
     residual: Tensor,
     branch: Tensor,
-    gate: Tensor,
+    gate: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     weight: Tensor | None = None,
@@ -133,3 +144,8 @@ def gated_residual_norm_reference(
 def _by_row(vector: Tensor) -> Tensor:
     """(B, D) as (B, 1, D), which meets every row; (B, 1, D) and (B, N, D) as they are."""
     return vector.unsqueeze(1) if vector.ndim == 2 else vector
+
+
+def _check(kind: str) -> None:
+    if kind not in get_args(Kind):
+        raise ValueError(f"the kind of a norm is one of {', '.join(get_args(Kind))}, not {kind}")

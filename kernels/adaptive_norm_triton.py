@@ -1,14 +1,12 @@
 """Triton source of the gated residual and of the modulated norm after it, one of them or both; imported on CUDA only.
 
 A row is a token. A program takes rows of one sample, whose scale, shift and gate stay in the cache next to it.
+`adaptive_norm_autograd.py` launches the kernels.
 """
 
 from typing import Any
 
-import torch
 import triton
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 from triton import language as tl
 
 from .compilation import Configuration
@@ -17,6 +15,8 @@ LARGEST = 4096
 """Columns that a program holds in registers."""
 PIECE = 1024
 """Columns of a program's share in rows that are longer, whose sums take a kernel of their own."""
+WALK = {"BLOCK": 4096, "num_warps": 8}
+"""How a program of that kernel goes along its row."""
 PROGRAMS = 264
 """Two for each of an H100's 132 multiprocessors: at least that many forward if there are rows, about as many backward.
 
@@ -24,171 +24,12 @@ One number for all GPUs: what is summed over rows is summed in the same order on
 """
 
 
-def launch(
-    residual: Tensor,
-    branch: Tensor | None = None,
-    gate: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    epsilon: float = 0.0,
-    kind: str | None = None,
-) -> tuple[Any, Any]:
-    """The stream, None without a branch, and its norm, None without a kind; differentiable in every tensor."""
-    if branch is not None and kind is not None and residual.shape[-1] > LARGEST:
-        stream, _ = launch(residual, branch, gate)  # the norm's sums need the whole row first
-        return stream, launch(stream, None, None, scale, shift, weight, bias, epsilon, kind)[1]
-    (gate,) = _views(residual, gate)
-    scale, shift = _views(residual, scale, shift)
-    both: tuple[Any, Any] = GatedResidualNorm.apply(  # type: ignore[no-untyped-call]
-        residual, branch, gate, scale, shift, weight, bias, epsilon, kind
-    )
-    return both
-
-
-def _views(x: Tensor, *vectors: Tensor | None) -> list[Tensor | None]:
-    """Vectors as (B, 1, D), or all as (B, N, D) if one of them is."""
-    present = [vector.unsqueeze(1) if vector is not None and vector.ndim == 2 else vector for vector in vectors]
-    rows = x.shape[1] if any(vector is not None and vector.shape[1] != 1 for vector in present) else 1
-    return [None if vector is None else vector.expand(len(x), rows, -1) for vector in present]
-
-
-class GatedResidualNorm(torch.autograd.Function):
-    """`stream, normed` of residual and branch (B, N, D), with vectors (B, 1, D) or (B, N, D)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        residual: Tensor,
-        branch: Tensor | None,
-        gate: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        epsilon: float,
-        kind: str | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """One pass over memory; each row's mean and inverse deviation are kept for backward."""
-        residual = residual.contiguous()
-        branch, weight, bias = (None if value is None else value.contiguous() for value in (branch, weight, bias))
-        batch, rows, columns = residual.shape
-        stream = None if branch is None else torch.empty_like(residual)
-        normed = None if kind is None else torch.empty_like(residual)
-        statistics = None if kind is None else residual.new_empty((batch, rows, 2), dtype=torch.float32)
-        flags = {"GATE_BY_ROW": _is_by_row(gate), "BY_ROW": _is_by_row(scale, shift), "KIND": kind}
-        tile = forward_tile(batch, rows, columns)
-        if residual.numel():
-            # Triton launches on the current device, wherever the pointers lead.
-            with torch.cuda.device_of(residual):  # type: ignore[no-untyped-call]
-                if kind is not None and not tile["WHOLE"]:
-                    row_statistics[(batch * rows,)](
-                        residual, statistics, columns, epsilon, KIND=kind, BLOCK=LARGEST, num_warps=8
-                    )
-                blocks = triton.cdiv(rows, tile["ROWS"])
-                forward_kernel[(batch * blocks, triton.cdiv(columns, tile["BLOCK"]))](
-                    *(residual, branch, *_strided(gate), *_strided(scale), *_strided(shift), weight, bias),
-                    *(stream, normed, statistics, rows, columns, blocks, epsilon),
-                    **flags,
-                    **tile,
-                )
-        ctx.set_materialize_grads(False)
-        # The residual alone needs none of its numbers, only their shape.
-        x = branch if kind is None else residual if stream is None else stream
-        ctx.save_for_backward(x, branch, gate, scale, weight, bias, statistics)
-        ctx.flags = flags
-        return stream, normed
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_stream: Tensor | None, d_normed: Tensor | None) -> tuple[Tensor | None, ...]:
-        """One pass over memory; every program leaves sums over its rows, and torch adds those up: no atomics."""
-        x, branch, gate, scale, weight, bias, statistics = ctx.saved_tensors
-        d_stream, d_normed = (None if value is None else value.contiguous() for value in (d_stream, d_normed))
-        by_row, gate_by_row = ctx.flags["BY_ROW"], ctx.flags["GATE_BY_ROW"]
-        of_residual, of_branch, of_gate, *of_norm = ctx.needs_input_grad[:7]
-        of_scale, of_shift, of_weight, of_bias = (needed and d_normed is not None for needed in of_norm)
-        tile, span = backward_tile(*x.shape)
-        blocks = triton.cdiv(x.shape[1], span)
-
-        def gradient(needed: bool, full: bool) -> Tensor | None:
-            """As large as x, or each program's sum over its rows."""
-            if not needed:
-                return None
-            return torch.empty_like(x) if full else x.new_empty((len(x), blocks, x.shape[2]), dtype=torch.float32)
-
-        d_residual = gradient(of_residual and d_normed is not None, full=True)
-        d_branch = gradient(of_branch, full=True)
-        d_gate = gradient(of_gate, full=gate_by_row)
-        d_scale = gradient(of_scale and by_row, full=True)
-        products = gradient(of_weight or (of_scale and not by_row), full=False)
-        totals = gradient(of_bias or (not by_row and (of_shift or (of_scale and bias is not None))), full=False)
-        if x.numel():
-            with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-                means = None
-                if d_normed is not None and not tile["WHOLE"]:
-                    means = torch.empty_like(statistics)
-                    row_means[(len(x) * x.shape[1],)](
-                        *(d_normed, x, *_strided(scale), weight, statistics, means, *x.shape[1:]),
-                        BLOCK=LARGEST,
-                        num_warps=8,
-                    )
-                backward_kernel[(len(x) * blocks, triton.cdiv(x.shape[2], tile["BLOCK"]))](
-                    *(d_stream, d_normed, x, branch, *_strided(gate), *_strided(scale), weight, bias),
-                    *(statistics, means, d_residual, d_branch, d_gate, d_scale, products, totals),
-                    *(*x.shape[1:], blocks, span),
-                    **ctx.flags,
-                    **tile,
-                )
-        if d_gate is not None and not gate_by_row:
-            d_gate = d_gate.sum(1, keepdim=True)
-        modulation = None if by_row else scale
-        d_shared, d_totals, d_weight, d_bias = _of_vectors(products, totals, modulation, weight, bias)
-        d_scale = d_scale if by_row else d_shared
-        d_shift = d_normed if by_row else d_totals
-        d_residual = d_stream if d_normed is None else d_residual
-        found = (d_residual, d_branch, d_gate, d_scale, d_shift, d_weight, d_bias)
-        return (
-            *(value if needed else None for value, needed in zip(found, ctx.needs_input_grad, strict=False)),
-            None,
-            None,
-        )
-
-
-def _of_vectors(
-    products: Tensor | None, totals: Tensor | None, scale: Tensor | None, weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """Gradients of the sample's scale and shift and of weight and bias, as far as the programs' sums lead to them."""
-    d_scale = d_shift = d_weight = d_bias = None
-    factor = 1.0 if scale is None else 1.0 + scale.float()
-    if products is not None:
-        products = products.sum(1, keepdim=True)
-        d_scale = products if weight is None else products * weight
-        d_weight = None if weight is None else (products * factor).sum((0, 1))
-    if totals is not None:
-        d_shift = totals.sum(1, keepdim=True)
-        d_bias = None if bias is None else (d_shift * factor).sum((0, 1))
-        d_scale = d_scale if d_scale is None or bias is None else d_scale + d_shift * bias
-    return d_scale, d_shift, d_weight, d_bias
-
-
-def _strided(vector: Tensor | None) -> tuple[Tensor | None, int, int]:
-    """What a kernel reads a vector by: itself, its strides from sample to sample and from row to row."""
-    if vector is None:
-        return None, 0, 0
-    if vector.stride(-1) != 1:
-        vector = vector.contiguous()
-    return vector, vector.stride(0), vector.stride(1) if _is_by_row(vector) else 0
-
-
-def _is_by_row(*vectors: Tensor | None) -> bool:
-    return any(vector is not None and vector.shape[1] != 1 for vector in vectors)
-
-
 def forward_tile(batch: int, rows: int, columns: int) -> dict[str, Any]:
-    """16 numbers a thread: several loads of 16 bytes are under way at once, and several rows share the vectors."""
-    return _tile(batch, rows, columns, numbers=4096, of_thread=16)
+    """16 numbers a thread: several loads of 16 bytes are under way at once, and several rows share the vectors.
+
+    8 in wide rows: the assembler would spill some of 16 in half precision.
+    """
+    return _tile(batch, rows, columns, numbers=4096, of_thread=16 if columns <= 2048 else 8)
 
 
 def backward_tile(batch: int, rows: int, columns: int) -> tuple[dict[str, Any], int]:
@@ -205,7 +46,7 @@ def _tile(batch: int, rows: int, columns: int, numbers: int, of_thread: int) -> 
     while tile > 1 and batch * triton.cdiv(rows, tile) < PROGRAMS:
         tile //= 2
     warps = min(max(1, tile * block // (32 * of_thread)), 16)
-    return {"ROWS": tile, "BLOCK": block, "WHOLE": columns <= LARGEST, "num_warps": warps}
+    return {"ROWS": tile, "BLOCK": block, "WHOLE": columns <= LARGEST, "COLUMNS": columns, "num_warps": warps}
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -226,12 +67,15 @@ def _store(pointer, offset, tile, inside):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _vector(pointer, batch, batch_stride, row, row_stride, column, inside, within, BY_ROW: tl.constexpr):  # type: ignore[no-untyped-def]
+def _vector(  # type: ignore[no-untyped-def]
+    pointer, batch, batch_stride, row, row_stride, column, inside, within,
+    BY_ROW: tl.constexpr, ABSENT: tl.constexpr = 0.0,
+):  # fmt: skip
     """(ROWS, BLOCK) of a vector that each row has, (1, BLOCK) of one that all of the sample's rows share."""
     if BY_ROW:
         vector = _load(pointer, batch * batch_stride + row[:, None] * row_stride + column, inside)
     else:
-        vector = _load(pointer, batch * batch_stride + column, within)
+        vector = _load(pointer, batch * batch_stride + column, within, ABSENT)
     return vector
 
 
@@ -239,23 +83,23 @@ def _vector(pointer, batch, batch_stride, row, row_stride, column, inside, withi
 def forward_kernel(  # type: ignore[no-untyped-def]
     x_pointer, branch_pointer, gate_pointer, gate_batch_stride, gate_row_stride,
     scale_pointer, scale_batch_stride, scale_row_stride, shift_pointer, shift_batch_stride, shift_row_stride,
-    weight_pointer, bias_pointer, stream_pointer, normed_pointer, statistics_pointer, rows, columns, blocks, epsilon,
+    weight_pointer, bias_pointer, stream_pointer, normed_pointer, statistics_pointer, rows, blocks, epsilon,
     KIND: tl.constexpr, GATE_BY_ROW: tl.constexpr, BY_ROW: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+    COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """`ROWS` rows of a sample: their stream if there is a branch, their norm if there is a kind."""
     program = tl.program_id(0).to(tl.int64)
     batch = program // blocks
     row = program % blocks * ROWS + tl.arange(0, ROWS)
     column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
-    within = column < columns
+    within = column < COLUMNS
     inside = (row < rows)[:, None] & within
     position = batch * rows + row
-    offset = position[:, None] * columns + column
+    offset = position[:, None] * COLUMNS + column
     x = _load(x_pointer, offset, inside)
     if branch_pointer is not None:
         gate = _vector(
-            gate_pointer, batch, gate_batch_stride, row, gate_row_stride, column, inside, within, GATE_BY_ROW
+            gate_pointer, batch, gate_batch_stride, row, gate_row_stride, column, inside, within, GATE_BY_ROW, 1.0
         )
         stream = (x + gate * _load(branch_pointer, offset, inside)).to(stream_pointer.dtype.element_ty)
         tl.store(stream_pointer + offset, stream, mask=inside)
@@ -265,9 +109,9 @@ def forward_kernel(  # type: ignore[no-untyped-def]
         if WHOLE:
             mean = tl.zeros([ROWS], tl.float32)
             if KIND == "layer":
-                mean = tl.sum(x, axis=1) / columns
+                mean = tl.sum(x, axis=1) / COLUMNS
             centred = tl.where(inside, x - mean[:, None], 0.0)
-            inverse = tl.rsqrt(tl.sum(centred * centred, axis=1) / columns + epsilon)
+            inverse = tl.rsqrt(tl.sum(centred * centred, axis=1) / COLUMNS + epsilon)
             tl.store(statistics_pointer, mean, mask=row < rows)
             tl.store(statistics_pointer + 1, inverse, mask=row < rows)
         else:
@@ -282,24 +126,26 @@ def forward_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def row_statistics(x_pointer, statistics_pointer, columns, epsilon, KIND: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def row_statistics(  # type: ignore[no-untyped-def]
+    x_pointer, statistics_pointer, epsilon, KIND: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Mean and inverse deviation of a row longer than `LARGEST`."""
     position = tl.program_id(0).to(tl.int64)
     mean = 0.0
     if KIND == "layer":
         total = tl.zeros([BLOCK], tl.float32)
-        for start in range(0, columns, BLOCK):
+        for start in range(0, COLUMNS, BLOCK):
             column = start + tl.arange(0, BLOCK)
-            total += _load(x_pointer, position * columns + column, column < columns)
-        mean = tl.sum(total, axis=0) / columns
+            total += _load(x_pointer, position * COLUMNS + column, column < COLUMNS)
+        mean = tl.sum(total, axis=0) / COLUMNS
     squares = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, columns, BLOCK):
+    for start in range(0, COLUMNS, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        x = _load(x_pointer, position * columns + column, column < columns)
-        centred = tl.where(column < columns, x - mean, 0.0)
+        x = _load(x_pointer, position * COLUMNS + column, column < COLUMNS)
+        centred = tl.where(column < COLUMNS, x - mean, 0.0)
         squares += centred * centred
     tl.store(statistics_pointer + 2 * position, mean)
-    tl.store(statistics_pointer + 2 * position + 1, tl.rsqrt(tl.sum(squares, axis=0) / columns + epsilon))
+    tl.store(statistics_pointer + 2 * position + 1, tl.rsqrt(tl.sum(squares, axis=0) / COLUMNS + epsilon))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -307,9 +153,9 @@ def backward_kernel(  # type: ignore[no-untyped-def]
     d_stream_pointer, d_normed_pointer, x_pointer, branch_pointer, gate_pointer, gate_batch_stride, gate_row_stride,
     scale_pointer, scale_batch_stride, scale_row_stride, weight_pointer, bias_pointer,
     statistics_pointer, means_pointer, d_x_pointer, d_branch_pointer, d_gate_pointer, d_scale_pointer,
-    products_pointer, totals_pointer, rows, columns, blocks, span,
+    products_pointer, totals_pointer, rows, blocks, span,
     KIND: tl.constexpr, GATE_BY_ROW: tl.constexpr, BY_ROW: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+    COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """`span` rows of a sample, `ROWS` at a time; what is summed over them stays in registers to the end.
 
@@ -320,7 +166,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
     batch = program // blocks
     first = program % blocks * span
     column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
-    within = column < columns
+    within = column < COLUMNS
     gates = tl.zeros([ROWS, BLOCK], tl.float32)
     products = tl.zeros([ROWS, BLOCK], tl.float32)
     totals = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -328,7 +174,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
         row = start + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & within
         position = batch * rows + row
-        offset = position[:, None] * columns + column
+        offset = position[:, None] * COLUMNS + column
         d_x = _load(d_stream_pointer, offset, inside)
         if d_normed_pointer is not None:
             mean = _load(statistics_pointer, 2 * position, row < rows)[:, None]
@@ -346,8 +192,8 @@ def backward_kernel(  # type: ignore[no-untyped-def]
             totals += summed
             _store(d_scale_pointer, offset, d_normed * (x * weight + _load(bias_pointer, column, within)), inside)
             if WHOLE:
-                mean_product = tl.sum(d_norm * x, axis=1, keep_dims=True) / columns
-                mean_total = tl.sum(d_norm, axis=1, keep_dims=True) / columns
+                mean_product = tl.sum(d_norm * x, axis=1, keep_dims=True) / COLUMNS
+                mean_total = tl.sum(d_norm, axis=1, keep_dims=True) / COLUMNS
             else:
                 mean_product = _load(means_pointer, 2 * position, row < rows)[:, None]
                 mean_total = _load(means_pointer, 2 * position + 1, row < rows)[:, None]
@@ -366,7 +212,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
             if GATE_BY_ROW:
                 _store(d_gate_pointer, offset, d_gate, inside)
             gates += d_gate
-    sums = program * columns + column
+    sums = program * COLUMNS + column
     _store(products_pointer, sums, tl.sum(products, axis=0, keep_dims=True), within)
     _store(totals_pointer, sums, tl.sum(totals, axis=0, keep_dims=True), within)
     if not GATE_BY_ROW:
@@ -376,7 +222,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def row_means(  # type: ignore[no-untyped-def]
     d_normed_pointer, x_pointer, scale_pointer, scale_batch_stride, scale_row_stride, weight_pointer,
-    statistics_pointer, means_pointer, rows, columns, BLOCK: tl.constexpr,
+    statistics_pointer, means_pointer, rows, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Means of `d_norm * norm(x)` and of `d_norm` over a row longer than `LARGEST`."""
     position = tl.program_id(0).to(tl.int64)
@@ -385,26 +231,28 @@ def row_means(  # type: ignore[no-untyped-def]
     inverse = tl.load(statistics_pointer + 2 * position + 1)
     products = tl.zeros([BLOCK], tl.float32)
     totals = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, columns, BLOCK):
+    for start in range(0, COLUMNS, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        within = column < columns
-        d_norm = _load(d_normed_pointer, position * columns + column, within)
+        within = column < COLUMNS
+        d_norm = _load(d_normed_pointer, position * COLUMNS + column, within)
         d_norm *= 1.0 + _load(scale_pointer, scale_offset + column, within)
         d_norm *= _load(weight_pointer, column, within, 1.0)
-        products += d_norm * (_load(x_pointer, position * columns + column, within) - mean) * inverse
+        products += d_norm * (_load(x_pointer, position * COLUMNS + column, within) - mean) * inverse
         totals += d_norm
-    tl.store(means_pointer + 2 * position, tl.sum(products, axis=0) / columns)
-    tl.store(means_pointer + 2 * position + 1, tl.sum(totals, axis=0) / columns)
+    tl.store(means_pointer + 2 * position, tl.sum(products, axis=0) / COLUMNS)
+    tl.store(means_pointer + 2 * position + 1, tl.sum(totals, axis=0) / COLUMNS)
 
 
 def configurations(dtype: str) -> list[Configuration]:
-    """Every operation on DiT-XL's rows, and a norm of longer ones; dtype is `fp32`, `fp16` or `bf16`."""
+    """Every operation on DiT-XL's rows, the widest that are held, and longer ones; `fp32`, `fp16` or `bf16`."""
     no_branch = ("branch", "gate", "stream", "d_stream", "d_branch", "d_gate")
     no_norm = ("scale", "shift", "weight", "bias", "normed", "statistics", "d_normed", "d_x", "products", "totals")
+    ungated = ("gate", "branch", "d_branch", "d_gate", "scale", "shift", "d_scale", "means")
     cases: list[tuple[str, int, str | None, bool, tuple[str, ...]]] = [
         ("norm", 1152, "rms", False, (*no_branch, "weight", "bias", "d_scale", "means")),
         ("residual", 1152, None, False, (*no_norm, "d_scale", "means")),
         ("residual-norm", 1152, "layer", True, ("means",)),
+        ("ungated-residual-norm", 1280, "layer", False, ungated),
         ("wide-residual-norm", LARGEST, "layer", False, ("means",)),
         ("long-norm", 2 * LARGEST, "layer", False, (*no_branch, "d_scale")),
     ]
@@ -414,8 +262,8 @@ def configurations(dtype: str) -> list[Configuration]:
         constants |= {"KIND": kind, "GATE_BY_ROW": by_row, "BY_ROW": by_row}
         tiles = {forward_kernel: forward_tile(1, 4096, columns), backward_kernel: backward_tile(1, 4096, columns)[0]}
         found += [_configuration(name, kernel, dtype, constants | tile) for kernel, tile in tiles.items()]
-    whole = {"KIND": "layer", "BLOCK": LARGEST, "num_warps": 8}
-    return found + [_configuration("long-norm", kernel, dtype, whole) for kernel in (row_statistics, row_means)]
+    walk = {"KIND": "layer", "COLUMNS": 2 * LARGEST, **WALK}
+    return found + [_configuration("long-norm", kernel, dtype, walk) for kernel in (row_statistics, row_means)]
 
 
 def _configuration(name: str, kernel: Any, dtype: str, constants: dict[str, Any]) -> Configuration:

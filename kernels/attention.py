@@ -40,7 +40,7 @@ def attention(
     """
     _check(query, key, value, (), lengths)
     if _fits_kernel(query, key, value, lengths):
-        from .attention_triton import attend
+        from .attention_autograd import attend
 
         return attend(query, key, value, causal, scale, lengths)
     return attention_reference(query, key, value, causal, scale, lengths)
@@ -81,7 +81,7 @@ def attention_with_tangent(
     """
     _check(query, key, value, (d_query, d_key, d_value), lengths)
     if _fits_kernel(query, key, value, d_query, d_key, d_value, lengths):
-        from .attention_triton import attend_with_tangent
+        from .attention_autograd import attend_with_tangent
 
         return attend_with_tangent(query, key, value, d_query, d_key, d_value, causal, scale, lengths)
     return attention_with_tangent_reference(query, key, value, d_query, d_key, d_value, causal, scale, lengths)

@@ -1,5 +1,7 @@
 """Which implementation an operation runs: Triton's on a GPU, the torch reference anywhere else."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 HAS_TRITON = find_spec("triton") is not None
+_allowed = True
 
 
 def runs_triton(*tensors: Tensor | None) -> bool:
@@ -20,6 +23,7 @@ def runs_triton(*tensors: Tensor | None) -> bool:
     # Private, but there is no public word for it, and without it autograd stops at the kernels.
     return (
         HAS_TRITON
+        and _allowed
         and all(suits_triton(tensor) for tensor in tensors if tensor is not None)
         and forward_ad._current_level < 0
     )
@@ -28,6 +32,17 @@ def runs_triton(*tensors: Tensor | None) -> bool:
 def suits_triton(tensor: Tensor) -> bool:
     """Whether a kernel can read a tensor."""
     return tensor.is_cuda and tensor.dtype != torch.float64
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Every operation is its reference for as long as this lasts, in all threads: what kernels are compared with."""
+    global _allowed
+    before, _allowed = _allowed, False
+    try:
+        yield
+    finally:
+        _allowed = before
 
 
 def runs_fused(operand: Tensor) -> bool:

@@ -350,19 +350,21 @@ def before_activation(gradient, before, ACTIVATION: tl.constexpr):  # type: igno
 
 
 def configurations(dtype: str) -> list[Configuration]:
-    """How the kernels are compiled for tensors of a dtype that Triton calls `fp32`, `fp16` or `bf16`."""
-    constants = {"CHANNELS_LAST": True, "POSITIONS": BLOCK // 64, "CHANNELS": 64}  # contiguous takes fewer registers
-    return [
-        configuration(merge_statistics, dtype, {"MERGED": MERGED}),
-        configuration(chunk_statistics, dtype, constants),
-        *(
-            configuration(kernel, dtype, constants | {"ACTIVATION": True})
-            for kernel in (normalise, chunk_sums, input_gradient)
-        ),
-    ]
+    """An autoencoder's 128 channels of 512 x 512 positions, and odd sizes; dtype is `fp32`, `fp16` or `bf16`."""
+    found = [configuration(merge_statistics, dtype, {"MERGED": MERGED})]
+    # Constants stand for what a launch sees: that 16 divides the numbers.
+    sizes = {"channels": 128, "positions": 512 * 512}
+    for channels_last in (False, True):
+        *_, positions, channels = Layout(1, sizes["channels"], sizes["positions"], 32, channels_last).chunks()
+        tile = {"CHANNELS_LAST": channels_last, "POSITIONS": positions, "CHANNELS": channels, "ACTIVATION": True}
+        for name, known in (("", sizes), ("odd", {})):
+            for kernel in (chunk_statistics, normalise, chunk_sums, input_gradient):
+                constants = {key: value for key, value in (tile | known).items() if key in kernel.arg_names}
+                found.append(configuration(kernel, dtype, constants, name=name))
+    return found
 
 
-def configuration(kernel: Any, dtype: str, constants: dict[str, Any], warps: int = 4) -> Configuration:
+def configuration(kernel: Any, dtype: str, constants: dict[str, Any], warps: int = 4, name: str = "") -> Configuration:
     """Of a kernel whose sums and coefficients are float32, and whose sizes and strides are 32-bit integers."""
     types = {}
     for parameter in kernel.arg_names:
@@ -372,5 +374,5 @@ def configuration(kernel: Any, dtype: str, constants: dict[str, Any], warps: int
             types[parameter] = f"*{dtype}"
         elif parameter not in constants:
             types[parameter] = "fp32" if parameter == "epsilon" else "i32"
-    layout = {False: "-contiguous", True: "-channels-last", None: ""}[constants.get("CHANNELS_LAST")]
-    return Configuration(f"{kernel.__name__}{layout}", kernel, types, constants, warps)
+    layout = {False: "contiguous", True: "channels-last", None: ""}[constants.get("CHANNELS_LAST")]
+    return Configuration("-".join(filter(None, (kernel.__name__, layout, name))), kernel, types, constants, warps)

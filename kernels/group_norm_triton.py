@@ -24,7 +24,10 @@ from .group_norm_chunks_triton import (
 )
 
 FORWARD_LIMIT, BACKWARD_LIMIT = 32768, 16384
-"""Numbers, padded to powers of 2, that a program holds in its registers; backward holds two tensors' and sums."""
+"""Numbers, padded to powers of 2, that a program holds in its registers; backward holds two tensors' and sums.
+
+Where channels are last, forward has the lower limit too: a thread's numbers are of several channels.
+"""
 
 
 def launch(
@@ -125,6 +128,8 @@ def held(layout: Layout, limit: int) -> dict[str, int] | None:
     groups = min(wanted, triton.next_power_of_2(layout.groups))
     if layout.group_channels % 4 if layout.channels_last else layout.positions % 16:
         limit //= 4  # threads that read number by number need more registers for addresses and coefficients
+    elif layout.channels_last:
+        limit = min(limit, BACKWARD_LIMIT)
     if positions * groups * channels > limit:
         return None
     tile = {"POSITIONS": positions, "GROUPS": groups, "CHANNELS": channels}
@@ -247,11 +252,18 @@ def hold(  # type: ignore[no-untyped-def]
 
 
 def configurations(dtype: str) -> list[Configuration]:
-    """The largest groups of odd sizes, as alignment is known at a launch only; dtype is `fp32`, `fp16` or `bf16`."""
+    """The largest groups that are held, of sizes as networks have them and of odd ones; `fp32`, `fp16` or `bf16`."""
     found = []
     for kernel, limit in ((group_forward, FORWARD_LIMIT), (group_backward, BACKWARD_LIMIT)):
         for channels_last in (False, True):
-            constants = held(Layout(1, 672, limit // 128 - 1, 32, channels_last), limit)
-            assert constants
-            found.append(configuration(kernel, dtype, constants | {"ACTIVATION": True}, _warps(constants)))
+            size = BACKWARD_LIMIT if channels_last else limit
+            usual = Layout(1, 640, size // 32, 32, channels_last)
+            odd = Layout(1, 672, limit // 128 - 1, 32, channels_last)
+            for name, layout in (("", usual), ("odd", odd)):
+                constants = held(layout, limit)
+                assert constants
+                warps = _warps(constants)
+                # A constant stands for what a launch sees: that 16 divides the number.
+                known = {"positions": layout.positions} if layout.positions % 16 == 0 else {}
+                found.append(configuration(kernel, dtype, constants | known | {"ACTIVATION": True}, warps, name))
     return found

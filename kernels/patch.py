@@ -42,7 +42,7 @@ def apply(module: nn.Module) -> dict[str, int]:
     is copied and saved as before, too, but cannot be pickled.
 
     Returns:
-        How many calls of each operation the network has now: `{"gated_linear_unit": 16, "group_norm_silu": 61}`.
+        How many calls of each operation the network has now: `{"gated_linear_unit": 16, "group_norm_silu": 61, ...}`.
     """
     remove(module)
     rules = _rules()

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -65,9 +66,20 @@ def _row(module: str, dtype: str, configuration: Configuration, capability: int)
 
 
 def digest(module: str) -> str:
-    """Of a module's source and that of the compilation."""
-    sources = (HERE / f"{module}.py", HERE / "compilation.py")
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    """Of a module's source and of what it imports of this folder, the compilation among it."""
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources(module))).hexdigest()[:16]
+
+
+def sources(module: str) -> list[Path]:
+    """The module's file and those of this folder that it imports, directly or not."""
+    found: set[str] = set()
+    left = [module]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += re.findall(r"^from \.(\w+) import", (HERE / f"{name}.py").read_text("utf-8"), re.MULTILINE)
+    return [HERE / f"{name}.py" for name in sorted(found)]
 
 
 def measure(module: str, before: Row) -> Row:

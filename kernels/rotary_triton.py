@@ -318,15 +318,22 @@ def backward_kernel(  # type: ignore[no-untyped-def]
 
 
 def configurations(dtype: str) -> list[Configuration]:
-    """SD3's heads of 64 in pairs side by side, and heads of 128 in halves; dtype is `fp32`, `fp16` or `bf16`."""
+    """SD3's heads of 64 in pairs side by side, and of 128 in halves; odd sizes too; `fp32`, `fp16` or `bf16`."""
     found = []
     for interleaved, head in ((True, 64), (False, 128)):
         x = torch.empty(1, 4096, 24, head, device="meta")
         constants = {"INTERLEAVED": interleaved, **tile_of(x, x)}
+        # Constants stand for what a launch sees: that 16 divides the numbers.
+        sizes = {
+            "columns": head,
+            **dict(zip(("batch_stride", "token_stride", "head_stride"), x.stride(), strict=False)),
+        }
         for kernel in (forward_kernel, backward_kernel):
-            name = f"{kernel.__name__}-{head}"
-            types = {parameter: _type(parameter, dtype) for parameter in kernel.arg_names if parameter not in constants}
-            found.append(Configuration(name, kernel, types, constants))
+            usual = {name: size for name in kernel.arg_names for kind, size in sizes.items() if name.endswith(kind)}
+            for name, known in (("", usual), ("-odd", {})):
+                fixed = constants | known
+                types = {parameter: _type(parameter, dtype) for parameter in kernel.arg_names if parameter not in fixed}
+                found.append(Configuration(f"{kernel.__name__}-{head}{name}", kernel, types, fixed))
     return found
 
 

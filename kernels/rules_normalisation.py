@@ -17,9 +17,14 @@ def modulated(norm: Any, x: Tensor, scale: Tensor | None, shift: Tensor | None) 
 
 
 def residual_modulated(
-    norm: nn.LayerNorm, stream: Tensor, branch: Tensor, gate: Tensor, scale: Tensor, shift: Tensor
+    norm: nn.LayerNorm,
+    stream: Tensor,
+    branch: Tensor,
+    gate: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`stream + gate * branch`, and that sum modulated."""
+    """`stream + gate * branch`, and that sum modulated; without what is None."""
     return gated_residual_norm(stream, branch, gate, scale, shift, norm.weight, norm.bias, norm.eps)
 
 

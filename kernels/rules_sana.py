@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .gated_linear_unit import gated_linear_unit
 from .patch import Rule, holds, sites
-from .rules_normalisation import RMS_NORM, has_norm, modulated, rms_norm
+from .rules_normalisation import RMS_NORM, has_norm, modulated, residual_modulated, rms_norm
 from .rules_transformer import gated_stream, modulation
 
 
@@ -23,10 +23,8 @@ def _sana_block(
     shift, scale, gate, feed_shift, feed_scale, feed_gate = modulation(block, timestep)
     attended = block.attn1(modulated(block.norm1, hidden_states, scale, shift))
     stream = gated_stream(hidden_states, attended, gate)
-    stream = stream + block.attn2(
-        stream, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask
-    )
-    normed = modulated(block.norm2, stream, feed_scale, feed_shift)
+    crossed = block.attn2(stream, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask)
+    stream, normed = residual_modulated(block.norm2, stream, crossed, None, feed_scale, feed_shift)
     branch = block.ff(normed.transpose(1, 2).reshape(len(normed), -1, height, width))
     return gated_stream(stream, branch.flatten(2).transpose(1, 2), feed_gate)
 
@@ -62,7 +60,7 @@ RULES = (
     Rule(
         _SANA + "SanaTransformerBlock",
         _sana_block,
-        sites(adaptive_norm=2, gated_residual=2),
+        sites(adaptive_norm=1, gated_residual=2, gated_residual_norm=1),
         accepts=holds(norm1=nn.LayerNorm, norm2=nn.LayerNorm, attn2=_ATTENTION + "Attention"),
     ),
     Rule(_SANA + "SanaModulatedNorm", _sana_modulated_norm, sites(adaptive_norm=1), accepts=has_norm),

@@ -1,6 +1,6 @@
-"""Fused transformer blocks: of PixArt, Stable Diffusion 3 and Flux."""
+"""Fused transformer blocks: of Stable Diffusion 1 to 3 and XL, PixArt and Flux."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,30 @@ def gated_stream(stream: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     return gated_residual(stream.to(torch.promote_types(stream.dtype, gate.dtype)), branch, gate)
 
 
+def _unet_block(
+    block: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    encoder_hidden_states: Tensor | None = None,
+    encoder_attention_mask: Tensor | None = None,
+    timestep: Tensor | None = None,
+    cross_attention_kwargs: Options | None = None,
+    class_labels: Tensor | None = None,
+    added_cond_kwargs: Options | None = None,
+) -> Any:
+    if hidden_states.ndim != 3 or block._chunk_size is not None:
+        return NotImplemented
+    options = cross_attention_kwargs or {}
+    stream = hidden_states.contiguous()  # once: it may be a convolution's result with the channels moved last
+    attended = block.attn1(modulated(block.norm1, stream, None, None), attention_mask=attention_mask, **options)
+    stream, normed = residual_modulated(block.norm2, stream, attended)
+    crossed = block.attn2(
+        normed, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask, **options
+    )
+    stream, normed = residual_modulated(block.norm3, stream, crossed)
+    return block.ff(normed) + stream
+
+
 def _pixart_block(
     block: Any,
     hidden_states: Tensor,
@@ -44,15 +68,20 @@ def _pixart_block(
     crossed = block.attn2(
         stream, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask, **options
     )
-    stream = stream + crossed
-    return gated_stream(stream, block.ff(modulated(block.norm2, stream, feed_scale, feed_shift)), feed_gate)
+    stream, normed = residual_modulated(block.norm2, stream, crossed, None, feed_scale, feed_shift)
+    return gated_stream(stream, block.ff(normed), feed_gate)
 
 
-def _is_pixart(block: Any) -> bool:
-    cross_attends = block.attn2 is not None and not block.only_cross_attention
-    plain = block.pos_embed is None and not hasattr(block, "fuser")
-    norms = holds(norm1=nn.LayerNorm, norm2=nn.LayerNorm)(block)
-    return block.norm_type == "ada_norm_single" and cross_attends and plain and norms
+def _has_norms(norm_type: str, *norms: str) -> Callable[[Any], bool]:
+    """Whether a block is of this type, with these LayerNorms, and attends to itself and then to the text only."""
+    layer_norms = holds(**dict.fromkeys(norms, nn.LayerNorm))
+
+    def accepts(block: Any) -> bool:
+        cross_attends = block.attn2 is not None and not block.only_cross_attention
+        plain = block.pos_embed is None and not hasattr(block, "fuser")
+        return block.norm_type == norm_type and cross_attends and plain and layer_norms(block)
+
+    return accepts
 
 
 def _joint_block(
@@ -146,15 +175,22 @@ def _in_range(stream: Tensor) -> Tensor:
 
 
 _BLOCK_NORMS = holds(norm2=nn.LayerNorm)
+_PATH = "diffusers.models.attention."
 _FLUX = "diffusers.models.transformers.transformer_flux."
 RULES = (
     Rule(
-        "diffusers.models.attention.BasicTransformerBlock",
-        _pixart_block,
-        sites(adaptive_norm=2, gated_residual=2),
-        accepts=_is_pixart,
+        _PATH + "BasicTransformerBlock",
+        _unet_block,
+        sites(adaptive_norm=1, gated_residual_norm=2),
+        accepts=_has_norms("layer_norm", "norm1", "norm2", "norm3"),
     ),
-    Rule("diffusers.models.attention.JointTransformerBlock", _joint_block, _joint_sites, accepts=_BLOCK_NORMS),
+    Rule(
+        _PATH + "BasicTransformerBlock",
+        _pixart_block,
+        sites(adaptive_norm=1, gated_residual=2, gated_residual_norm=1),
+        accepts=_has_norms("ada_norm_single", "norm1", "norm2"),
+    ),
+    Rule(_PATH + "JointTransformerBlock", _joint_block, _joint_sites, accepts=_BLOCK_NORMS),
     Rule(
         _FLUX + "FluxTransformerBlock",
         _flux_block,

@@ -18,10 +18,8 @@ from students import (
     stable_diffusion_xl,
 )
 from timeline import Timeline
-from training_steps import allowed, training
 from training_steps import measurements as trainings
 
-from fewstep.kernels import dispatch
 from fewstep.kernels.benchmarks.report import Report
 from fewstep.runtime.samplers.grid import grid
 from fewstep.runtime.schedule import uniform_times
@@ -89,29 +87,46 @@ def test_students_are_as_large_as_those_deployed(name: str, millions: int, pixel
     assert {each.alpha.device.type for each in grid(student.schedule, uniform_times(4))} == {"cpu"}
 
 
-@pytest.mark.parametrize("name", BUILDERS)
-def test_every_student_is_measured_in_every_variant(name: str) -> None:
-    report = Report(None, 120)
-    report.measure(measurements({name: BUILDERS[name]}, SMALL, batches=(1,), steps=(2,)))
-    assert report.content["failed"] == {}
-    rows = report.content["rows"]
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report on the built-in student."""
+    file = tmp_path_factory.mktemp("generated") / "end_to_end.json"
+    Report(file, 120).measure(measurements({"built-in": small_built_in}, SMALL, batches=(1,), steps=(2,)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report on both methods, with kernels and without."""
+    file = tmp_path_factory.mktemp("trained") / "training.json"
+    Report(file, 120).measure(trainings(CPU, (2,), network=TINY, precision="no", warm_up=1, iterations=2))
+    return file
+
+
+def test_a_student_is_measured_in_every_variant(generated: Path) -> None:
+    content = json.loads(generated.read_text())
+    assert content["failed"] == {}
+    rows = content["rows"]
     assert [row["variant"] for row in rows[::2]] == [row["variant"] for row in rows[1::2]] == list(VARIANTS)
     for whole, parts in zip(rows[::2], rows[1::2], strict=True):
-        assert (whole["student"], whole["batch"], whole["steps"]) == (name, 1, 2)
+        assert (whole["student"], whole["batch"], whole["steps"]) == ("built-in", 1, 2)
         assert whole["images_per_second"] == pytest.approx(1000 / whole["milliseconds"], rel=0.05)
         assert parts["stages"].keys() == STAGES
         assert 0.9 < parts["accounted"] <= 1
 
 
 @pytest.mark.parametrize("build", BUILDERS.values())
-def test_all_variants_draw_the_same_pictures(build: Callable[[], Student]) -> None:
+def test_all_variants_draw_the_same_pictures_in_the_same_stages(build: Callable[[], Student]) -> None:
+    """Compiled is the built-in student only, for the time it takes."""
     torch.manual_seed(0)
     bench = Bench(build(), SMALL)
     pictures = []
-    variants = [variant for variant in VARIANTS.values() if not variant.compiled or build is small_built_in]  # slow
-    for variant in variants:
-        with bench.generation(variant, batch=2, steps=2) as generate:
-            pictures.append(generate(lambda stage: None).int())
+    for variant in VARIANTS.values():
+        if not variant.compiled or build is small_built_in:
+            stages: list[str] = []
+            with bench.generation(variant, batch=2, steps=2) as generate:
+                pictures.append(generate(stages.append).int())
+            assert set(stages) == STAGES | {"start"}
     assert pictures[0].shape[0] == 2
     assert pictures[0].shape[3] == 3
     for other in pictures[1:]:
@@ -124,39 +139,33 @@ def test_a_timeline_adds_up_the_turns_of_a_stage() -> None:
     assert timeline.milliseconds() == pytest.approx({"sampler": 300.0, "denoiser": 300.0})
 
 
-@pytest.mark.parametrize("method", ["flow matching", "dmd2"])
-def test_training_is_the_same_with_kernels_on_a_cpu(method: str) -> None:
-    sizes = {"network": TINY, "precision": "no", "warm_up": 1, "iterations": 2}
-    without, having = (training(method, 2, kernels, CPU, **sizes) for kernels in (False, True))
-    losses = [[{**point, "seconds": 0} for point in row["curve"]] for row in (without, having)]
-    assert losses[0] == losses[1]
-    assert any(name.endswith("loss") for point in having["curve"] for name in point)
-    for row in (without, having):
+def test_training_is_the_same_with_kernels_on_a_cpu(trained: Path) -> None:
+    content = json.loads(trained.read_text())
+    assert content["failed"] == {}
+    rows = content["rows"]
+    assert [(row["method"], row["kernels"]) for row in rows] == [
+        (method, kernels) for method in ("dmd2", "flow matching") for kernels in (False, True)
+    ]
+    for without, having in zip(rows[::2], rows[1::2], strict=True):
+        losses = [[{**point, "seconds": 0} for point in row["curve"]] for row in (without, having)]
+        assert losses[0] == losses[1]
+        assert any(name.endswith("loss") for point in having["curve"] for name in point)
+        assert having["layers"]
+        assert not without["layers"]
+    for row in rows:
         assert row["images_per_second"] == pytest.approx(2 * row["iterations_per_second"], abs=0.1)
         assert row["iterations_per_second"] > 0
-    assert having["layers"]
-    assert not without["layers"]
 
 
-def test_kernels_are_out_of_use_only_for_as_long_as_asked() -> None:
-    before = dispatch.HAS_TRITON
-    with allowed(kernels=False):
-        assert not dispatch.HAS_TRITON
-    with allowed(kernels=True):
-        assert before == dispatch.HAS_TRITON
-    assert before == dispatch.HAS_TRITON
-
-
-def test_pictures_are_drawn_of_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_are_drawn_of_what_was_measured(
+    generated: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("matplotlib")
     times = {"kernel": 2.0, "compiled": 3.0, "eager": 4.0, "copy": 1.0}
     kernel = {"operation": "norm", "model": "SDXL", "where": "8", "pass": "forward", "microseconds": times}
     (tmp_path / "kernels.json").write_text(json.dumps({"rows": [{**kernel, "fraction_of_ceiling": 0.5}]}))
-    generation = Report(tmp_path / "end_to_end.json", 60)
-    generation.measure(measurements({"built-in": small_built_in}, SMALL, batches=(1,), steps=(1,)))
-    trained = Report(tmp_path / "training.json", 60)
-    trained.measure(trainings(CPU, (1,), network=TINY, precision="no", warm_up=1, iterations=2))
-    assert trained.content["failed"] == {}
+    for report in (generated, trained):
+        (tmp_path / report.name).write_bytes(report.read_bytes())
     picture.main(tmp_path)
     assert {file.name for file in tmp_path.glob("*.png")} == {"kernels.png", "end_to_end.png", "training.png"}
     picture.main(tmp_path / "nothing")

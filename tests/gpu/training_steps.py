@@ -5,7 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fewstep.kernels import dispatch
 from fewstep.kernels.benchmarks.report import Measurement, Report, Row
+from fewstep.kernels.dispatch import without_kernels
 from fewstep.kernels.patch import apply
 from fewstep.runtime.families import Model, sana
 from fewstep.runtime.schedule import Flow
@@ -82,7 +82,7 @@ def training(
     model = random_model(network, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder, allowed(kernels):
+    with tempfile.TemporaryDirectory() as folder, nullcontext() if kernels else without_kernels():
         sites = apply(model.network) if kernels else {}
         phases, exported = prepare(method, model, clock, Path(folder))
         train(phases, clock, exported, config, Path(folder))
@@ -92,17 +92,6 @@ def training(
     row |= {"iterations_per_second": round(speed, 2), "images_per_second": round(speed * batch, 1)}
     row["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20) if device.type == "cuda" else None
     return {**row, "curve": curve}
-
-
-@contextmanager
-def allowed(kernels: bool) -> Iterator[None]:
-    """Without kernels, every operation is its reference for as long as this lasts."""
-    has_triton = dispatch.HAS_TRITON
-    dispatch.HAS_TRITON = has_triton and kernels
-    try:
-        yield
-    finally:
-        dispatch.HAS_TRITON = has_triton
 
 
 def prepare(method: str, model: Model, clock: Clock, folder: Path) -> tuple[list[Phase[ConditionedBatch]], nn.Module]:

@@ -32,6 +32,17 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptive_norm_triton, "PROGRAMS", 4)
 
 
+@pytest.fixture
+def few_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of more than 32 numbers are cut."""
+    pytest.importorskip("triton")
+    from fewstep.kernels import adaptive_norm_triton
+
+    monkeypatch.setattr(adaptive_norm_triton, "LARGEST", 32)
+    monkeypatch.setattr(adaptive_norm_triton, "PIECE", 16)
+    monkeypatch.setitem(adaptive_norm_triton.WALK, "BLOCK", 32)
+
+
 def operands(device: str, batch: int, rows: int, columns: int, by_row: bool = False) -> list[Tensor]:
     """In the order of `NAMES`; gate, scale and shift are chunks of one tensor, as blocks of DiT make them."""
     residual, branch = torch.randn(2, batch, rows, columns, device=device)
@@ -41,7 +52,7 @@ def operands(device: str, batch: int, rows: int, columns: int, by_row: bool = Fa
 
 
 def launch(*arguments: Tensor | float | str | None) -> tuple[Tensor, Tensor]:
-    from fewstep.kernels.adaptive_norm_triton import launch
+    from fewstep.kernels.adaptive_norm_autograd import launch
 
     return launch(*arguments)
 
@@ -78,7 +89,7 @@ def test_kernel_equals_the_reference_at_any_size(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("by_row", [False, True])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 3), (11, 600)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 3), (11, 300)])
 def test_every_gradient_equals_float64(
     triton_device: str, few_programs: None, rows: int, columns: int, by_row: bool, kind: Kind
 ) -> None:
@@ -132,18 +143,40 @@ def test_either_result_may_go_unused(triton_device: str, used: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("by_row", [False, True])
 def test_rows_longer_than_registers_are_cut(
-    triton_device: str, few_programs: None, monkeypatch: pytest.MonkeyPatch, by_row: bool, kind: Kind
+    triton_device: str, few_programs: None, few_registers: None, by_row: bool, kind: Kind
 ) -> None:
-    from fewstep.kernels import adaptive_norm_triton
-
-    monkeypatch.setattr(adaptive_norm_triton, "LARGEST", 32)
-    monkeypatch.setattr(adaptive_norm_triton, "PIECE", 16)
     inputs = [value.requires_grad_() for value in operands(triton_device, 2, 3, 41, by_row)]
     wide = [value.detach().double().requires_grad_() for value in inputs]
     results, expected = launch(*inputs, 1e-2, kind), gated_residual_norm_reference(*wide, 1e-2, kind)
     for result, reference in zip(results, expected, strict=True):
         torch.testing.assert_close(result.double(), reference, rtol=1e-5, atol=1e-5)
     compare_gradients(gradients(results, inputs), gradients(expected, wide), torch.float32)
+
+
+@pytest.mark.parametrize(("columns", "used"), [(9, 2), (9, 1), (41, 2)])
+def test_residual_without_a_gate_is_the_plain_sum(
+    triton_device: str, few_programs: None, few_registers: None, columns: int, used: int
+) -> None:
+    """Rows that are held, of which both results or the stream are used, and rows that are cut."""
+    inputs = [value.requires_grad_() for value in operands(triton_device, 2, 5, columns)]
+    wide = [value.detach().double().requires_grad_() for value in inputs]
+    del inputs[2], wide[2]
+    results = launch(*inputs[:2], None, *inputs[2:], 1e-2, "layer")
+    expected = gated_residual_norm_reference(*wide[:2], None, *wide[2:], 1e-2, "layer")
+    for result, reference in zip(results, expected, strict=True):
+        torch.testing.assert_close(result.double(), reference, rtol=1e-5, atol=1e-5)
+    reached = 2 if used == 1 else len(inputs)
+    found = gradients(results[:used], inputs[:reached])
+    for gradient, reference in zip(found, gradients(expected[:used], wide[:reached]), strict=True):
+        torch.testing.assert_close(gradient.double(), reference, rtol=1e-4, atol=1e-4)
+
+
+def test_branch_without_a_gate_gets_its_gradient_if_nothing_else_needs_one(triton_device: str) -> None:
+    residual, branch, *_ = operands(triton_device, 2, 3, 9)
+    branch.requires_grad_()
+    found = gradients(launch(residual, branch, None, None, None, None, None, 1e-2, "rms"), [branch])
+    expected = gradients(gated_residual_norm_reference(residual, branch, epsilon=1e-2, kind="rms"), [branch])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_scale_of_every_row_beside_a_shift_of_the_sample(triton_device: str) -> None:
@@ -235,6 +268,16 @@ def test_no_modulation_and_no_gate_change_nothing(device: str) -> None:
     zero = torch.zeros_like(gate)
     torch.testing.assert_close(adaptive_norm(x, zero, zero), nn.functional.layer_norm(x, (9,), eps=1e-6))
     assert torch.equal(gated_residual(x, branch, zero), x)
+    ungated = gated_residual_norm(x, branch, epsilon=1e-6)
+    torch.testing.assert_close(ungated, gated_residual_norm(x, branch, torch.ones_like(gate)))
+
+
+def test_another_kind_of_norm_is_refused(device: str) -> None:
+    x = torch.zeros(1, 1, 4, device=device)
+    with pytest.raises(ValueError, match="one of layer, rms, not RMS"):
+        adaptive_norm(x, kind="RMS")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one of layer, rms, not batch"):
+        gated_residual_norm(x, x, kind="batch")  # type: ignore[arg-type]
 
 
 def test_halves_are_computed_in_float32_and_rounded_once(device: str) -> None:

@@ -67,7 +67,6 @@ def check(x: Tensor, groups: int, vectors: dict[str, Tensor], **options: Any) ->
     return result
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
     ("shape", "groups"),
     [
@@ -82,11 +81,15 @@ def check(x: Tensor, groups: int, vectors: dict[str, Tensor], **options: Any) ->
         ((1, 4, 2, 2, 65), 2),
     ],
 )
-def test_kernels_equal_the_reference_at_any_size(
-    way: str, shape: tuple[int, ...], groups: int, dtype: torch.dtype
-) -> None:
-    x = torch.randn(shape, device=way).to(dtype)
-    check(x, groups, parameters(x))
+def test_kernels_equal_the_reference_at_any_size(way: str, shape: tuple[int, ...], groups: int) -> None:
+    x = torch.randn(shape, device=way)
+    assert check(x, groups, parameters(x)).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_kernels_equal_the_reference_in_halves(way: str, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 15, 3, 7, device=way).to(dtype)
+    check(x, 5, parameters(x))
 
 
 @pytest.mark.parametrize(
@@ -96,8 +99,6 @@ def test_kernels_keep_channels_last(way: str, shape: tuple[int, ...], groups: in
     x = torch.randn(shape, device=way).movedim(1, -1).contiguous().movedim(-1, 1)
     result = check(x, groups, parameters(x))
     assert result.stride() == x.stride()
-    contiguous = check(x.contiguous(), groups, parameters(x))
-    assert contiguous.is_contiguous()
 
 
 def test_kernels_take_any_strides(way: str) -> None:
@@ -109,8 +110,10 @@ def test_kernels_take_any_strides(way: str) -> None:
         check(strided, 3, {"weight": weight, "scale": scale})
 
 
-@pytest.mark.parametrize("activation", [False, True])
-@pytest.mark.parametrize("names", [(), ("weight", "bias"), ("bias",), ("scale",), ("shift", "weight")])
+@pytest.mark.parametrize(
+    ("names", "activation"),
+    [((), False), (("weight", "bias"), True), (("bias",), False), (("scale",), True), (("shift", "weight"), False)],
+)
 def test_kernels_leave_out_what_is_not_given(way: str, names: tuple[str, ...], activation: bool) -> None:
     x = torch.randn(2, 6, 5, device=way)
     check(x, 3, {name: parameters(x)[name] for name in names}, activation=activation, epsilon=0.1)
