@@ -38,8 +38,14 @@ def bench(
     ] = Path("results"),
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each contender.")] = 10,
     count: Annotated[int, typer.Option(min=12, help="Images for the evaluation.")] = 500,
+    engines: Annotated[
+        bool, typer.Option("--engines", help="Only the student, on every engine, with load time and memory.")
+    ] = False,
 ) -> None:
     """Time student and teacher in turns on every engine, beside the teacher's own few-step solvers."""
+    if engines:
+        _bench_engines(student, out, rounds)
+        return
     from rich.progress import Progress
 
     from ..runtime.errors import require
@@ -66,6 +72,20 @@ def bench(
         )
     write_json(out / "bench.json", {"machine": machine(), "rounds": rounds, "rows": rows})
     print_table(COLUMNS, rows)
+
+
+def _bench_engines(student: Path, out: Path, rounds: int) -> None:
+    from rich.progress import Progress
+
+    from ..runtime.files import write_json
+    from .engine_table import COLUMNS as ENGINE_COLUMNS
+    from .engine_table import engine_table
+
+    with Progress() as progress:
+        task = progress.add_task("timing", total=None)
+        rows = engine_table(student, rounds, lambda done, total: progress.update(task, completed=done, total=total))
+    write_json(out / "engines.json", {"machine": machine(), "rounds": rounds, "rows": rows})
+    print_table(ENGINE_COLUMNS, rows)
 
 
 def _row(contender: "Contender", reference: "Contender") -> dict[str, Any]:

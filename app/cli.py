@@ -7,7 +7,7 @@ from typing import NoReturn
 import typer
 
 from ..runtime.errors import FewstepError
-from . import bench, data, evaluate, export, generate, ladder, report, train
+from . import bench, data, doctor, engines, evaluate, export, generate, ladder, report, train
 
 INTERRUPTED = 130
 """What Typer exits with after Ctrl-C."""
@@ -22,6 +22,8 @@ app.command("generate")(generate.generate)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command("export")(export.export)
+app.add_typer(engines.app, name="engines")
+app.command("doctor")(doctor.doctor)
 app.command("evaluate")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("ladder")(ladder.ladder)

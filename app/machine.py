@@ -12,7 +12,7 @@ def machine() -> dict[str, Any]:
     """Processor, thread counts, versions, date and commit, to be kept beside a result."""
     import torch
 
-    from ..runtime.engines.manifest import processor
+    from ..runtime.engines.device import processor
 
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)

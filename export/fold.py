@@ -47,7 +47,7 @@ def fold_constants(model: Any) -> Any:
         for position, name in enumerate(node.input):
             if name in constants and folds(node, name):
                 node.input[position] = constants[name]
-    _drop_unused(graph)
+    drop_unused(graph)
     return model
 
 
@@ -85,7 +85,7 @@ def _evaluate(model: Any, names: list[str], known: set[str]) -> dict[str, Any]:
     return dict(zip(names, ReferenceEvaluator(program).run(names, inputs), strict=True))
 
 
-def _drop_unused(graph: Any) -> None:
+def drop_unused(graph: Any) -> None:
     """Remove unused nodes and initializers, and the exporter's notes on the rest, which name files of this machine."""
     used = {value.name for value in graph.output}
     kept = []

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.denoiser import Condition
+from ..runtime.engines import PIXELS
 from ..runtime.errors import require
-from ..runtime.noise import gaussian_noise
+from ..runtime.noise import trajectory_noise
 from ..runtime.text import CONDITION, TextEncoder
-from ..runtime.trajectory import Trajectory
+from ..runtime.trajectory import Pixels, Trajectory
 from .fold import fold_constants
 
 OPSET = 20
@@ -54,16 +55,15 @@ class TextStates(nn.Module):
 
 
 def trajectory_graph(trajectory: Trajectory, sample_shape: tuple[int, int, int], condition: Condition) -> Graph:
-    """The graph from `noise` and the condition's tensors, under their own names, to `image`.
+    """The graph from `noise` and the condition's tensors, under their own names, to `pixels`.
 
     Args:
         trajectory: on the CPU, for inference.
         sample_shape: (C, h, w) of a latent.
         condition: an example of two prompts or more.
     """
-    batch = len(next(iter(condition.values())))
-    noise = gaussian_noise(range(batch), 0, (trajectory.draws, *sample_shape))
-    return _to_onnx(trajectory, {"noise": torch.from_numpy(noise), **condition}, "image")
+    noise = trajectory_noise(range(len(next(iter(condition.values())))), trajectory.draws, sample_shape)
+    return _to_onnx(Pixels(trajectory), {"noise": torch.from_numpy(noise), **condition}, PIXELS)
 
 
 def text_encoder_graph(states: TextStates, tokens: Mapping[str, Tensor]) -> Graph:

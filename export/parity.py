@@ -1,95 +1,157 @@
-"""Parity: an engine's images against torch's in float32, from the same prompts and seeds."""
+"""Parity: what an engine computes against torch in float32, from the same prompts and seeds, part by part."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import count, cycle, islice
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, cycle, islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.engines import Arrays, Engines
-from ..runtime.errors import FewstepError
-from ..runtime.noise import gaussian_noise
-from ..runtime.text import Tokenizer
+from ..runtime.engines import PIXELS, TEXT_ENCODER, TRAJECTORY, Arrays, Engines
+from ..runtime.noise import trajectory_noise
+from ..runtime.text import CONDITION, Tokenizer
+from .differences import (
+    END_TO_END,
+    TOLERANCES,
+    Measures,
+    beyond,
+    image_measures,
+    pixel_measures,
+    tensor_measures,
+    worst,
+)
 
 PROMPTS = ("a red apple", "smiling face with sunglasses", "house and garden on a rainy night, seen from far away", "x")
 BATCHES = (1, 3, 8)
 """Batches of one, and of sizes that do and do not fill vector registers."""
+LARGEST_DROP = 0.02
+"""Of a share such as match@1. Where one picture in twenty changes sides, 500 pictures scatter by 0.01: twice that."""
+
+Score = Callable[[Engines], float]
+"""How well engines draw, as a share of their pictures (match@1, say); the same prompts and seeds at every call."""
+
+_MEASURE = {TEXT_ENCODER: tensor_measures, TRAJECTORY: pixel_measures, END_TO_END: image_measures}
+_NAMES = {
+    TEXT_ENCODER: "its text encoder",
+    TRAJECTORY: "its trajectory",
+    END_TO_END: "its text encoder and trajectory in turn",
+}
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far an image is from another, in units of 1/255.
+class Trial:
+    """One batch, by torch and by the engine.
 
     Args:
-        maximum: largest difference of a value.
-        mean: mean absolute difference.
-        psnr: peak signal-to-noise ratio in dB.
+        prompts: B of them.
+        seeds: of their noise.
+        inputs: of each part.
+        expected: what torch makes of them: states (B, L, D), pixels (B, H, W, 3), pixels.
+        found: what the engine makes of them; a part that cannot run is missing.
+        errors: why it cannot.
     """
 
-    maximum: float
-    mean: float
-    psnr: float
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    inputs: Mapping[str, Arrays]
+    expected: Arrays
+    found: Arrays
+    errors: Mapping[str, str]
+
+    def measures(self, part: str) -> list[Measures]:
+        """Distances of each image; none if the part could not run."""
+        return _MEASURE[part](self.found[part], self.expected[part]) if part in self.found else []
 
 
-TOLERANCES = {
-    # Summation order alone: measured at most 0.001, so that less than one value in a thousand rounds to another byte.
-    "fp32": Difference(maximum=1.0, mean=0.05, psnr=60.0),
-    # Measured on trained weights: mean 0.59 and 46 dB for one step, 0.63 and 41 dB for four, which feed their rounding
-    # back into the network. An edge that moves by half a pixel makes a large maximum (31 there): mean and PSNR decide.
-    "bf16": Difference(maximum=255.0, mean=1.0, psnr=35.0),
-}
-"""What a precision may cost, on the worst image."""
+@dataclass(frozen=True)
+class Quality:
+    """Scores of the same prompts and seeds.
+
+    Args:
+        torch: of the student in float32.
+        engine: of the engine.
+        largest_drop: from one to the other.
+    """
+
+    torch: float
+    engine: float
+    largest_drop: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an engine is refused.
+
+    Args:
+        part: the first that departs, `quality`, or `build` of what cannot be built or opened.
+        reason: what is wrong with it, as a clause.
+        case: prompt, seed and batch size of the first image that shows it; empty if it is no single image.
+        place: the first value in the graph that departs, its operator and its module; empty if no single one does.
+    """
+
+    part: str
+    reason: str
+    case: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The worst of several images.
+    """What `parity.json` holds.
 
     Args:
+        target: name of the engine.
+        precision: of its arithmetic.
         images: how many were compared.
-        worst: largest maximum, largest mean and lowest PSNR of an image.
-        tolerance: what they had to keep to.
+        worst: the worst of each measure over them, by part.
+        tolerance: what each may be.
+        quality: the scores, if they were asked for.
+        failure: why it is refused, if it is.
     """
 
+    target: str
+    precision: str
     images: int
-    worst: Difference
-    tolerance: Difference
+    worst: Mapping[str, Measures]
+    tolerance: Mapping[str, Measures]
+    quality: Quality | None = None
+    failure: Failure | None = None
 
 
-def check_parity(reference: Engines, engines: Engines, tokenize: Tokenizer, precision: str) -> ParityReport:
-    """Compare images of several prompts, seeds and batch sizes.
+def check_parity(
+    reference: Engines, engines: Engines, tokenize: Tokenizer, precision: str, score: Score | None = None
+) -> tuple[ParityReport, Trial]:
+    """Compare each part, and both in turn, over several prompts, seeds and batch sizes.
 
     Args:
         reference: torch, in float32.
         engines: the exported graphs.
         tokenize: makes prompts into the text encoders' inputs.
         precision: a key of `TOLERANCES`.
+        score: if given, must not fall by more than `LARGEST_DROP` either.
 
-    Raises:
-        FewstepError: an image differs by more than the tolerance; the sentence names it.
+    Returns:
+        The report, and the batch that shows the failure or, if there is none, the largest.
     """
     tolerance = TOLERANCES[precision]
-    differences = []
-    first_seed = 0
-    for batch in BATCHES:
-        prompts, seeds = list(islice(cycle(PROMPTS), batch)), list(islice(count(first_seed), batch))
-        tokens, noise = make_inputs(tokenize, reference, prompts, seeds)
-        for image, expected, prompt, seed in zip(
-            engines(tokens, noise), reference(tokens, noise), prompts, seeds, strict=True
-        ):
-            found = difference(image, expected)
-            if not within(found, tolerance):
-                case = f"{prompt!r} with seed {seed} in a batch of {batch}"
-                raise FewstepError(_sentence(engines.name, precision, case, found, tolerance))
-            differences.append(found)
-        first_seed += batch
-    worst = Difference(
-        max(found.maximum for found in differences),
-        max(found.mean for found in differences),
-        min(found.psnr for found in differences),
+    trials = []
+    for batch, end in zip(BATCHES, accumulate(BATCHES), strict=True):
+        trials.append(_trial(reference, engines, tokenize, range(end - batch, end)))
+    measured = {part: [trial.measures(part) for trial in trials] for part in tolerance}
+    report = ParityReport(
+        target=engines.name,
+        precision=precision,
+        images=sum(BATCHES),
+        worst={part: worst(list(chain(*batches))) for part, batches in measured.items() if any(batches)},
+        tolerance=tolerance,
     )
-    return ParityReport(len(differences), worst, tolerance)
+    for part, batches in measured.items():
+        for trial, measures in zip(trials, batches, strict=True):
+            failure = _failure(trial, part, measures, tolerance[part])
+            if failure:
+                return replace(report, failure=failure), trial
+    return (_with_quality(report, score(reference), score(engines)) if score else report), trials[-1]
 
 
 def make_inputs(
@@ -97,27 +159,61 @@ def make_inputs(
 ) -> tuple[Arrays, npt.NDArray[np.float32]]:
     """Token ids of the prompts and noise of the seeds (B, draws, C, h, w)."""
     tokens = {name: value.numpy() for name, value in tokenize(prompts).items()}
-    draws = [gaussian_noise(seeds, step, engines.sample_shape) for step in range(engines.draws)]
-    return tokens, np.stack(draws, axis=1)
+    return tokens, trajectory_noise(seeds, engines.draws, engines.sample_shape)
 
 
-def difference(image: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> Difference:
-    """Compare two images in [0, 1]."""
-    error = np.abs(image.astype(np.float64) - expected)
-    # A floor on the error keeps equal images at a finite 200 dB.
-    psnr = -10 * np.log10(max(float((error**2).mean()), 1e-20))
-    return Difference(255 * float(error.max()), 255 * float(error.mean()), float(psnr))
+def _trial(reference: Engines, engines: Engines, tokenize: Tokenizer, seeds: Sequence[int]) -> Trial:
+    prompts = list(islice(cycle(PROMPTS), len(seeds)))
+    tokens, noise = make_inputs(tokenize, reference, prompts, seeds)
+    condition = reference.condition(tokens)
+    inputs = {TEXT_ENCODER: tokens, TRAJECTORY: {"noise": noise, **condition}, END_TO_END: {**tokens, "noise": noise}}
+    pixels = _pixels(reference, inputs[TRAJECTORY])
+    expected = {TEXT_ENCODER: condition[CONDITION[0]], TRAJECTORY: pixels, END_TO_END: pixels}
+    run: Mapping[str, Callable[[], npt.NDArray[Any]]] = {
+        TEXT_ENCODER: lambda: engines.condition(tokens)[CONDITION[0]],
+        TRAJECTORY: lambda: _pixels(engines, inputs[TRAJECTORY]),
+        END_TO_END: lambda: engines(tokens, noise),
+    }
+    found, errors = {}, {}
+    for part, compute in run.items():
+        try:
+            result = compute()
+        except Exception as error:  # each library raises errors of its own
+            errors[part] = first_line(error)
+            continue
+        if result.shape == expected[part].shape:
+            found[part] = result
+        else:
+            errors[part] = f"it gives {result.shape} where torch gives {expected[part].shape}"
+    return Trial(prompts, seeds, inputs, expected, found, errors)
 
 
-def within(found: Difference, tolerance: Difference) -> bool:
-    """Whether all three measures hold; NaN never does."""
-    return found.maximum <= tolerance.maximum and found.mean <= tolerance.mean and found.psnr >= tolerance.psnr
+def _pixels(engines: Engines, inputs: Arrays) -> npt.NDArray[np.uint8]:
+    pixels: npt.NDArray[np.uint8] = engines.trajectory(**inputs)[PIXELS]
+    return pixels
 
 
-def _sentence(engine: str, precision: str, case: str, found: Difference, tolerance: Difference) -> str:
-    remedy = "export it with --precision fp32" if precision != "fp32" else "nothing was exported"
-    return (
-        f"{engine} in {precision} does not draw what torch draws: for {case} they differ by {found.mean:.3g} of 255 in "
-        f"the mean and {found.maximum:.3g} at most (PSNR {found.psnr:.1f} dB), and {tolerance.mean:g}, "
-        f"{tolerance.maximum:g} and {tolerance.psnr:g} dB are allowed: {remedy}"
-    )
+def _failure(trial: Trial, part: str, measures: Sequence[Measures], tolerance: Measures) -> Failure | None:
+    """How the first image of a batch that differs too much does so; None if none does."""
+    batch = f"a batch of {len(trial.seeds)}"
+    if part in trial.errors:
+        return Failure(part, f"{_NAMES[part]} cannot run: {trial.errors[part]}", batch)
+    for prompt, seed, measured in zip(trial.prompts, trial.seeds, measures, strict=True):
+        excess = beyond(measured, tolerance)
+        if excess:
+            return Failure(part, f"{_NAMES[part]}: {excess}", f"{prompt!r} with seed {seed} in {batch}")
+    return None
+
+
+def _with_quality(report: ParityReport, torch: float, engine: float) -> ParityReport:
+    quality = Quality(torch, engine, LARGEST_DROP)
+    if torch - engine <= LARGEST_DROP:  # NaN is not
+        return replace(report, quality=quality)
+    reason = f"its score falls from {torch:.3g} to {engine:.3g}, and {LARGEST_DROP:g} is allowed"
+    return replace(report, quality=quality, failure=Failure("quality", reason))
+
+
+def first_line(error: Exception) -> str:
+    """What a library has to say, which may run to pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -58,8 +58,11 @@ class Denoiser:
 
     def network_input(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled `x_t` and the (B,) time in the network's unit, in float32 at least: bfloat16 rounds 999 to 1000."""
-        network_time = self.schedule.network_time(t).to(x_t.device, torch.promote_types(x_t.dtype, torch.float32))
-        return x_t * broadcast(self.schedule.input_scale(t), x_t), network_time.expand(x_t.shape[0])
+        network_time, wide = self.schedule.network_time(t), torch.promote_types(x_t.dtype, torch.float32)
+        if network_time.ndim == 0:  # added as a number: a copy to a GPU would wait for it, and cannot be captured
+            network_time = x_t.new_zeros(x_t.shape[0], dtype=wide) + network_time
+        network_time = network_time.to(x_t.device, wide).expand(x_t.shape[0])
+        return x_t * broadcast(self.schedule.input_scale(t), x_t), network_time
 
     def to_sample(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Turn the network's raw output into `x_0`."""

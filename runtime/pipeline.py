@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,29 @@ import torch
 from PIL import Image
 
 from .artefact import Card, read_card
-from .engines import ENGINES, Arrays, Engines, open_engines
-from .engines.torch import TorchEngine
+from .engines import ENGINES, PIXELS, Arrays, Engines, open_engines
+from .engines.auto import open_fastest
+from .engines.torch import torch_engines
 from .errors import FewstepError
 from .families import Model, load_model
 from .files import atomic_path
-from .noise import gaussian_noise
-from .samplers import Sampler, get_sampler
+from .noise import trajectory_noise
+from .prompt_cache import PromptCache, engine_prompts, torch_prompts
+from .samplers import get_sampler
 from .schedule import uniform_times
-from .text import PromptEncoder, load_tokenizer
+from .text import PromptEncoder
 from .trajectory import Trajectory
 from .wording import in_steps
 
+A_PROMPT = "a red apple"
+"""What `auto` draws to measure."""
 DEFAULT_TEACHER_STEPS = 50
 MAX_BATCH = 32
+STAGES = ("text", "noise", "network")
+"""Of a generation, as timed; the network's includes the decoder and ends in pixels."""
 MOST_TRAJECTORIES = 16
 """Settings (step count, sampler, guidance) that a pipeline keeps ready."""
-NOT_THE_MODEL = ("training", "evaluation", "engines", ".*")
+NOT_THE_MODEL = ("training", "evaluation", "engines", "refused", ".*")
 """What lies beside a model and is not part of it."""
 
 Callback = Callable[[int, int], None]
@@ -45,7 +52,7 @@ class Result:
         prompts: the prompt of each image.
         seeds: the seed that makes this image again.
         steps: network evaluations of the sampler.
-        timings: seconds by stage: `text`, `network` (all evaluations and the decoder), `image`.
+        timings: seconds by each of `STAGES`.
         engine: which engine ran.
     """
 
@@ -68,30 +75,37 @@ class Pipeline:
     Make one with `Pipeline.from_pretrained`.
     """
 
-    def __init__(self, directory: Path, card: Card, engine: str, device: torch.device) -> None:
+    def __init__(
+        self, directory: Path, card: Card, engine: str, device: torch.device, cuda_graphs: bool = False
+    ) -> None:
         self.directory, self.card, self.device = directory, card, device
-        self._wanted = engine
-        self._engines: dict[tuple[Any, ...], Engines] = {}
+        self._wanted, self._cuda_graphs = engine, cuda_graphs
+        self._engines: dict[tuple[Any, ...], Opened] = {}
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, engine: str = "auto", device: str = "auto") -> "Pipeline":
+    def from_pretrained(
+        cls, directory: str | Path, engine: str = "auto", device: str = "auto", cuda_graphs: bool = False
+    ) -> "Pipeline":
         """Open a model directory.
 
         Args:
             directory: what `fewstep train` wrote, or a diffusers directory, which is a teacher.
-            engine: `torch`, `onnx`, `openvino`, or `auto` for the fastest that was exported (torch when none was).
+            engine: `torch`; one that was exported, such as `onnx` or, with its precision, `onnx-int8`; or `auto` for
+                the fastest of them all on this machine, measured when it first starts.
             device: torch's device for the torch engine; `auto` takes CUDA where there is one.
+            cuda_graphs: on a GPU, the torch engine captures each batch size once and replays it as one launch.
 
         Raises:
             FewstepError: the directory is not a model, or the engine is unknown, missing or stale.
         """
-        if engine not in ("auto", "torch", *ENGINES):
+        target = engine.partition("-")[0]
+        if engine not in ("auto", "torch") and target not in ENGINES:
             raise FewstepError(f"unknown engine {engine!r}: choose auto, torch, {' or '.join(ENGINES)}")
         card = read_card(Path(directory))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        pipeline = cls(Path(directory), card, engine, torch.device(device))
-        if engine in ENGINES and card.kind != "student":
+        pipeline = cls(Path(directory), card, engine, torch.device(device), cuda_graphs)
+        if target in ENGINES and card.kind != "student":
             raise FewstepError(f"{directory} is a teacher, and only students are exported: use --engine torch")
         pipeline._engines_for(pipeline._steps(None), *pipeline._sampling(None, None))
         return pipeline
@@ -121,7 +135,12 @@ class Pipeline:
     @property
     def engine_name(self) -> str:
         """The engine that the default step count runs on."""
-        return self._engines_for(self._steps(None), *self._sampling(None, None)).name
+        return self._default.engines.name
+
+    @property
+    def engine_reason(self) -> str:
+        """Why `auto` took it; empty if it was asked for by name."""
+        return self._default.engines.reason
 
     def generate(
         self,
@@ -155,36 +174,32 @@ class Pipeline:
         seeds = _seeds(seed, count, len(prompts))
         chosen_steps = self._steps(steps)
         sampler, scale = self._sampling(guidance, sampler)
-        engines = self._engines_for(chosen_steps, sampler, scale)
-        timings = {"text": 0.0, "network": 0.0, "image": 0.0}
+        opened = self._engines_for(chosen_steps, sampler, scale)
+        timings = dict.fromkeys(STAGES, 0.0)
         arrays = []
         for start in range(0, len(prompts), batch_size):
             chunk = slice(start, start + batch_size)
-            arrays.append(self._batch(engines, prompts[chunk], seeds[chunk], scale, timings))
+            arrays.append(self._batch(opened, prompts[chunk], seeds[chunk], scale, timings))
             if callback:
                 callback(min(start + batch_size, len(prompts)), len(prompts))
-        return Result(np.concatenate(arrays), prompts, seeds, chosen_steps, timings, engines.name)
+        return Result(np.concatenate(arrays), prompts, seeds, chosen_steps, timings, opened.engines.name)
 
     def _batch(
-        self, engines: Engines, prompts: list[str], seeds: list[int], scale: float, timings: dict[str, float]
+        self, opened: "Opened", prompts: list[str], seeds: list[int], scale: float, timings: dict[str, float]
     ) -> npt.NDArray[np.uint8]:
-        clock = [time.perf_counter()]
-        condition = self._condition(engines, prompts, scale)
+        engines, clock = opened.engines, [time.perf_counter()]
+        condition = self._condition(opened, prompts, scale)
         clock.append(time.perf_counter())
-        noise = np.stack([gaussian_noise(seeds, step, engines.sample_shape) for step in range(engines.draws)], axis=1)
-        image = engines.trajectory(noise=noise, **condition)["image"]
+        noise = trajectory_noise(seeds, engines.draws, engines.sample_shape)
         clock.append(time.perf_counter())
-        pixels = np.ascontiguousarray((image.transpose(0, 2, 3, 1) * 255 + 0.5).astype(np.uint8))
+        pixels = engines.trajectory(noise=noise, **condition)[PIXELS]
         clock.append(time.perf_counter())
-        for stage, begin, end in zip(timings, clock, clock[1:], strict=False):
+        for stage, (begin, end) in zip(STAGES, pairwise(clock), strict=True):
             timings[stage] += end - begin
         return pixels
 
-    def _condition(self, engines: Engines, prompts: list[str], scale: float) -> Arrays:
-        if engines.text_encoder is None:
-            condition = {name: value.numpy() for name, value in self.text_encoder(prompts).items()}
-        else:
-            condition = engines.condition({name: value.numpy() for name, value in load_tokenizer()(prompts).items()})
+    def _condition(self, opened: "Opened", prompts: list[str], scale: float) -> Arrays:
+        condition = opened.prompts(prompts)
         if self.card.guidance_range:
             condition["guidance"] = np.full(len(prompts), scale, np.float32)
         return condition
@@ -214,27 +229,62 @@ class Pipeline:
             raise FewstepError(f"this student knows guidance from {low:g} to {high:g}: {scale:g} lies outside")
         return card.sampler, scale
 
-    def _engines_for(self, steps: int, sampler: str, scale: float) -> Engines:
+    @property
+    def _default(self) -> "Opened":
+        return self._engines_for(self._steps(None), *self._sampling(None, None))
+
+    def _engines_for(self, steps: int, sampler: str, scale: float) -> "Opened":
         is_student = self.card.kind == "student"
         guidance = 1.0 if is_student else scale
         key = (steps, sampler, guidance)
         if key not in self._engines:
             if len(self._engines) >= MOST_TRAJECTORIES:  # scales are floats: a server may meet any number of them
                 del self._engines[next(iter(self._engines))]
-            found = None
-            if self._wanted != "torch" and is_student:
-                found = open_engines(self.directory, self._wanted, steps, self.card.engine_key(steps))
-            self._engines[key] = found or self._torch_engines(steps, get_sampler(sampler), guidance)
+            exported = is_student and self._wanted != "torch"
+            engines = self._exported(steps) if exported else self._in_torch(steps, sampler, guidance)
+            self._engines[key] = self._with_prompts(engines)
         return self._engines[key]
 
-    def _torch_engines(self, steps: int, sampler: Sampler, guidance: float) -> Engines:
+    def _exported(self, steps: int) -> Engines:
+        key = self.card.engine_key(steps)
+        if self._wanted != "auto":
+            return open_engines(self.directory, self._wanted, steps, key)
+        sampler, scale = self._sampling(None, None)
+
+        def call(engines: Engines) -> Callable[[], object]:
+            opened = self._with_prompts(engines)
+            return lambda: self._batch(opened, [A_PROMPT], [0], scale, dict.fromkeys(STAGES, 0.0))
+
+        def open_torch() -> Engines:
+            return self._in_torch(steps, sampler, 1.0)
+
+        engines = open_fastest(self.directory, steps, key, self.device, open_torch, call)
+        if engines.text_encoder:
+            vars(self).pop("model", None)  # torch's networks, if they were measured
+        return engines
+
+    def _in_torch(self, steps: int, sampler: str, guidance: float) -> Engines:
         times = self.card.times.get(str(steps)) or uniform_times(steps)
         negative = None
         if guidance != 1:
             negative = {name: value.to(self.device) for name, value in self.text_encoder([""]).items()}
-        trajectory = Trajectory(self.model, sampler, times, guidance, negative)
-        engine = TorchEngine(trajectory, self.device)
-        return Engines("torch", engine, None, trajectory.draws, self.model.sample_shape)
+        trajectory = Trajectory(self.model, get_sampler(sampler), times, guidance, negative)
+        return torch_engines(trajectory, self.model.sample_shape, self.device, cuda_graphs=self._cuda_graphs)
+
+    def _with_prompts(self, engines: Engines) -> "Opened":
+        return Opened(engines, engine_prompts(engines) if engines.text_encoder else self._torch_prompts)
+
+    @cached_property
+    def _torch_prompts(self) -> PromptCache:
+        return torch_prompts(self.text_encoder)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Engines, and the prompts that they have met."""
+
+    engines: Engines
+    prompts: PromptCache
 
 
 def _check_prompts(prompts: list[str], count: int, batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""A whole generation as one module: noise and condition in, image out.
+"""A whole generation as one module: noise and condition in, image out; and as bytes, which is what engines give.
 
 The torch engine runs it; exports write it as one graph.
 """
@@ -6,6 +6,7 @@ The torch engine runs it; exports write it as one graph.
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from .denoiser import Condition, DenoiserLike, GuidedDenoiser, initial_scale
@@ -59,3 +60,18 @@ class Trajectory(nn.Module):
         x_0 = self.sampler.function(self.denoiser, self.initial_scale * draw(0), self.times, condition, draw)
         image: Tensor = self.decoder(x_0)
         return image
+
+
+class Pixels(nn.Module):
+    """A trajectory that ends in the bytes of its images, so that nothing is left to do on the host."""
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        super().__init__()
+        self.trajectory = trajectory
+
+    def forward(self, noise: Tensor, **condition: Tensor) -> Tensor:
+        """Arguments of the trajectory to pixels (B, H, W, 3) uint8, halves rounded up."""
+        # Whole numbers: engines differ in how they turn others into bytes.
+        levels: Tensor = (255 * self.trajectory(noise, **condition) + 0.5).floor()
+        # Last: TensorRT knows bytes only as results.
+        return levels.permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format)

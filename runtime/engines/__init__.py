@@ -10,16 +10,19 @@ import numpy.typing as npt
 
 from ..errors import FewstepError
 from ..wording import in_steps
-from .manifest import Manifest, read_manifest, refusal
+from .manifest import Manifest, State, damage, mismatch, read_manifest, touch
 
 Arrays = dict[str, npt.NDArray[Any]]
 """Named arrays, batch first."""
 
-ENGINES = ("onnx", "openvino")
+ENGINES = ("onnx", "openvino", "tensorrt")
 """Engines that need an export; torch runs a model directory as it is."""
 
 TRAJECTORY, TEXT_ENCODER = "trajectory", "text_encoder"
 """Names of an export's two graphs, without the suffix."""
+
+PIXELS = "pixels"
+"""Name of what a trajectory gives: (B, H, W, 3) uint8."""
 
 
 class Engine(Protocol):
@@ -47,11 +50,12 @@ class Engines:
     """All that runs for one student and step count.
 
     Args:
-        name: `torch`, or one of `ENGINES`.
-        trajectory: noise and condition to images.
+        name: `torch`, or one of `ENGINES`; with `-int8` behind it if its images are not those of full precision.
+        trajectory: noise and condition to `PIXELS`.
         text_encoder: token ids to states; None leaves it to torch.
         draws: noise draws an image.
         sample_shape: (C, h, w) of one draw.
+        reason: why these were taken, where there was a choice.
     """
 
     name: str
@@ -59,11 +63,12 @@ class Engines:
     text_encoder: Engine | None
     draws: int
     sample_shape: tuple[int, int, int]
+    reason: str = ""
 
-    def __call__(self, tokens: Arrays, noise: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Images from token ids and noise."""
-        image: npt.NDArray[np.float32] = self.trajectory(noise=noise, **self.condition(tokens))["image"]
-        return image
+    def __call__(self, tokens: Arrays, noise: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """Pixels (B, H, W, 3) from token ids and noise."""
+        pixels: npt.NDArray[np.uint8] = self.trajectory(noise=noise, **self.condition(tokens))[PIXELS]
+        return pixels
 
     def condition(self, tokens: Arrays) -> Arrays:
         """What steers the trajectory, from token ids and their mask, by the text encoder of these engines."""
@@ -75,40 +80,69 @@ Found = tuple[Path, Manifest]
 """The folder of an export and its manifest."""
 
 
-def open_engines(directory: Path, wanted: str, steps: int, key: str) -> Engines | None:
-    """Open the fastest engine that was exported for a student, by the times measured at its export.
+def open_engines(directory: Path, wanted: str, steps: int, key: str) -> Engines:
+    """Open an engine that was exported for a student; of several precisions, the fastest when they were exported.
 
     Args:
         directory: the student's.
-        wanted: one of `ENGINES`, or `auto` for any, passing over what is missing or stale.
+        wanted: one of `ENGINES`, or with a precision, such as `onnx-int8`.
         steps: of the trajectory.
         key: `Card.engine_key(steps)`, of what the export must have been built from.
 
-    Returns:
-        The engines; None if `auto` finds none that is faster than torch.
+    Raises:
+        FewstepError: the engine's library is missing, it was not exported for these steps, this key and this machine,
+            or its files changed.
+    """
+    target, _, precision = wanted.partition("-")
+    engine_module(target).library()
+    usable, refusals = find_exports(directory, wanted, steps, key)
+    for found in sorted(usable, key=_relative_time):
+        try:
+            return open_export(found)
+        except FewstepError as error:
+            refusals.append(str(error))
+    command = f"fewstep export {directory} --to {target} --steps {steps}"
+    command += f" --precision {precision}" if precision else ""
+    nothing = f"{directory} has no {wanted} engine for {in_steps(steps)}"
+    raise FewstepError(f"{next(iter(refusals), nothing)}: run `{command}`")
+
+
+def find_exports(directory: Path, wanted: str, steps: int, key: str) -> tuple[list[Found], list[str]]:
+    """Exports that fit by their manifests, and why others do not; arguments as for `open_engines`."""
+    usable, refusals = [], []
+    target, _, precision = wanted.partition("-")
+    for folder in sorted((directory / "engines").glob(f"{target}-{precision or '*'}-{steps}step-*")):
+        try:
+            manifest = read_manifest(folder)
+            state, reason = mismatch(folder, manifest, key, engine_module(target).library())
+        except FewstepError as error:
+            state, reason = State.DAMAGED, str(error)
+        if state is State.READY:
+            usable.append((folder, manifest))
+        else:
+            refusals.append(reason)
+    return usable, refusals
+
+
+def open_export(found: Found) -> Engines:
+    """Load an export, every byte of it as it was written.
 
     Raises:
-        FewstepError: the wanted engine's library is missing, it was not exported for these steps, this key and
-            this machine, or its files changed.
+        FewstepError: a file changed, or the library refuses it.
     """
-    if wanted == "auto":
-        usable = [found for name in ENGINES for found in _usable(directory, name, steps, key)[0]]
-        best = min(usable, key=_relative_time, default=None)
-        return load_engines(*best) if best and _relative_time(best) < 1 else None
-    engine_module(wanted).library()
-    usable, refusals = _usable(directory, wanted, steps, key)
-    if not usable:
-        nothing = f"{directory} has no {wanted} engine for {in_steps(steps)}"
-        reason = next(iter(refusals), nothing)
-        raise FewstepError(f"{reason}: run `fewstep export {directory} --to {wanted} --steps {steps}`")
-    return load_engines(*min(usable, key=_relative_time))
+    folder, manifest = found
+    if reason := damage(folder, manifest):
+        raise FewstepError(reason)
+    touch(folder)
+    return load_engines(folder, manifest)
 
 
 def load_engines(folder: Path, manifest: Manifest) -> Engines:
     """Load an export's graphs, which the caller has checked."""
     load = engine_module(manifest.target).load
     trajectory, text_encoder = (load(folder, graph, manifest.precision) for graph in (TRAJECTORY, TEXT_ENCODER))
-    return Engines(manifest.target, trajectory, text_encoder, manifest.draws, manifest.sample_shape)
+    name = f"{manifest.target}-int8" if manifest.precision == "int8" else manifest.target
+    return Engines(name, trajectory, text_encoder, manifest.draws, manifest.sample_shape)
 
 
 def engine_module(name: str) -> EngineModule:
@@ -116,22 +150,6 @@ def engine_module(name: str) -> EngineModule:
     module: Any = importlib.import_module(f".{name}", __name__)
     engine: EngineModule = module
     return engine
-
-
-def _usable(directory: Path, name: str, steps: int, key: str) -> tuple[list[Found], list[str]]:
-    """Exports of one engine that may be loaded, and why the others may not."""
-    usable, refusals = [], []
-    for folder in sorted((directory / "engines").glob(f"{name}-*-{steps}step-*")):
-        try:
-            manifest = read_manifest(folder)
-            reason = refusal(folder, manifest, key, engine_module(name).library())
-        except FewstepError as error:
-            reason = str(error)
-        if reason:
-            refusals.append(reason)
-        else:
-            usable.append((folder, manifest))
-    return usable, refusals
 
 
 def _relative_time(found: Found) -> float:

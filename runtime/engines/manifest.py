@@ -1,21 +1,40 @@
 """What an export says of itself: `manifest.json` beside its graphs. An engine is loaded only if all of it holds."""
 
 import hashlib
-import platform
-import re
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import FewstepError
 from ..files import read_json, sha256_of, write_json
+from .device import Device, this_device
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the exporter makes other graphs, or this file other fields, so that older exports are made again."""
-_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
+
+_NOT_KEYED = ("sensitive", "files", "milliseconds", "report")
+"""What comes out of a build; all else goes into it, and into the key."""
+
+
+class OtherFormatError(FewstepError):
+    """A manifest of another `FORMAT`."""
+
+
+class State(StrEnum):
+    """What an export is good for, here and now."""
+
+    READY = "ready"
+    STALE = "stale"
+    ELSEWHERE = "other machine"
+    DAMAGED = "damaged"
+    UNABLE = "cannot run"
 
 
 @dataclass(frozen=True)
@@ -25,30 +44,57 @@ class Manifest:
     Args:
         format: `FORMAT` when it was made.
         target: one of `engines.ENGINES`.
-        precision: of the arithmetic, `fp32` or `bf16`.
+        precision: of the arithmetic, such as `fp32` or `bf16`.
         steps: network evaluations in the graph.
-        draws: noise draws an image.
-        sample_shape: (C, h, w) of one draw.
         built_from: `Card.engine_key` of the student and the steps.
+        graphs: SHA-256 of each graph as ONNX, before the target took it, by name.
+        shapes: of the inputs and outputs of each graph, by name, the batch as `batch`.
+        sensitive: what was kept in higher precision than `precision`, by the rule that named it.
+        kernels: as `kernel_versions()` gives them.
         library: the engine's library, its version and what it runs on.
-        processor: as `processor()` names it.
-        files: SHA-256 of each graph file, by name.
+        device: the machine.
+        files: SHA-256 of every other file of the folder, by name.
         milliseconds: median time of one image, prompt to pixels, with this `engine` and with `torch`.
-        parity: how the images differ from torch's.
+        report: name of the file that says how its results differ from torch's.
     """
 
     format: int
     target: str
     precision: str
     steps: int
-    draws: int
-    sample_shape: tuple[int, int, int]
     built_from: str
+    graphs: Mapping[str, str]
+    shapes: Mapping[str, Mapping[str, Sequence[int | str]]]
+    sensitive: Mapping[str, Any]
+    kernels: Mapping[str, str]
     library: str
-    processor: str
+    device: Device
     files: Mapping[str, str]
     milliseconds: Mapping[str, float]
-    parity: Mapping[str, Any]
+    report: str
+
+    @property
+    def draws(self) -> int:
+        """Noise draws an image."""
+        return int(self.shapes["trajectory"]["noise"][1])
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one draw."""
+        _, _, channels, height, width = self.shapes["trajectory"]["noise"]
+        return int(channels), int(height), int(width)
+
+    @property
+    def folder_name(self) -> str:
+        """What its folder is called; the last eight digits differ with all that the engine is built from and for."""
+        keyed = {name: value for name, value in asdict(self).items() if name not in _NOT_KEYED}
+        key = hashlib.sha256(json.dumps(keyed, sort_keys=True).encode()).hexdigest()[:8]
+        return f"{kind_of(self.target, self.precision, self.steps)}-{key}"
+
+
+def kind_of(target: str, precision: str, steps: int) -> str:
+    """What a machine keeps one engine of: the beginning of a folder's name."""
+    return f"{target}-{precision}-{steps}step"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -60,17 +106,23 @@ def read_manifest(folder: Path) -> Manifest:
     """Read an export's `manifest.json`.
 
     Raises:
-        FewstepError: it is missing, of another format, or not what `write_manifest` wrote.
+        OtherFormatError: it is of another `FORMAT`.
+        FewstepError: it is missing, or not what `write_manifest` wrote for this folder.
     """
+    if not (folder / MANIFEST).is_file():
+        raise FewstepError(f"the engine in {folder} lacks its {MANIFEST}")
     raw = read_json(folder / MANIFEST)
     try:
         if raw.get("format") != FORMAT:
-            raise FewstepError(f"the engine in {folder} was exported by another version of fewstep")
-        channels, height, width = raw["sample_shape"]
-        manifest = Manifest(**{**raw, "sample_shape": (int(channels), int(height), int(width))})
+            raise OtherFormatError(f"the engine in {folder} was exported by another version of fewstep")
+        manifest = Manifest(**{**raw, "device": Device(**raw["device"])})
+        if not all(isinstance(raw[name], dict) for name in ("graphs", "shapes", "sensitive", "kernels", "files")):
+            raise ValueError("what should be a table")
         if not all(float(manifest.milliseconds[name]) > 0 for name in ("engine", "torch")) or not manifest.files:
             raise ValueError("its times or files")
-        if not folder.name.startswith(f"{manifest.target}-{manifest.precision}-{manifest.steps}step-"):
+        if manifest.draws < 1 or min(manifest.sample_shape) < 1:
+            raise ValueError("its shapes")
+        if folder.name != manifest.folder_name:
             raise ValueError("what its folder is named for")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FewstepError(f"{folder / MANIFEST} lacks or misstates {error}") from error
@@ -86,12 +138,31 @@ def refusal(folder: Path, manifest: Manifest, key: str, library: str) -> str:
         key: `Card.engine_key` of the student as it is now.
         library: what the engine's library is now.
     """
+    return mismatch(folder, manifest, key, library)[1] or damage(folder, manifest)
+
+
+def mismatch(folder: Path, manifest: Manifest, key: str, library: str) -> tuple[State, str]:
+    """What an export was made from or for that is no longer so, and as the beginning of a sentence; see `refusal`."""
+    here, engine = this_device(), f"the engine in {folder} was built"
     if manifest.built_from != key:
-        return f"the engine in {folder} was built from other weights or for other times"
+        return State.STALE, f"{engine} from other weights or for other times"
+    if manifest.device.name != here.name:
+        return State.ELSEWHERE, f"{engine} on another machine ({manifest.device.name})"
     if manifest.library != library:
-        return f"the engine in {folder} was built with {manifest.library}, and this is {library}"
-    if manifest.processor != processor():
-        return f"the engine in {folder} was built on another machine ({manifest.processor})"
+        return State.STALE, f"{engine} with {manifest.library}, and this is {library}"
+    if manifest.device != here:
+        return State.STALE, f"{engine} for {_driver(manifest.device)}, and here is {_driver(here)}"
+    changed = sorted(name for name, _ in manifest.kernels.items() ^ kernel_versions().items())
+    if changed:
+        return State.STALE, f"{engine} with other versions of {', '.join(dict.fromkeys(changed))}"
+    return State.READY, ""
+
+
+def damage(folder: Path, manifest: Manifest) -> str:
+    """Which file is missing, foreign or changed, as the beginning of a sentence; empty if none is. Reads every byte."""
+    foreign = {path.name for path in folder.iterdir()} - {*manifest.files, MANIFEST}
+    if foreign:
+        return f"the engine in {folder} is not what was exported: it holds the foreign file {min(foreign)}"
     for name, digest in manifest.files.items():
         path = folder / Path(name).name
         if not path.is_file():
@@ -101,22 +172,27 @@ def refusal(folder: Path, manifest: Manifest, key: str, library: str) -> str:
     return ""
 
 
-def key_of(built_from: str, library: str) -> str:
-    """Eight hexadecimal digits that differ with what an engine is built from, the library and the machine."""
-    return hashlib.sha256("\n".join((built_from, library, processor())).encode()).hexdigest()[:8]
+def touch(folder: Path) -> None:
+    """Note that an engine is used: the time of its manifest is when it last was. A read-only folder keeps its own."""
+    with suppress(OSError):
+        os.utime(folder / MANIFEST)
 
 
 @cache
-def processor() -> str:
-    """The CPU's name and the vector instructions that decide on an engine's kernels; the GPU, where there is one."""
+def kernel_versions() -> dict[str, str]:
+    """Torch's version and, on a GPU, eight digits of each kernel's sources: an engine is measured beside them."""
     import torch
 
-    information = Path("/proc/cpuinfo")
-    text = information.read_text(encoding="utf-8") if information.is_file() else ""
-    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    known = set(flags[1].split()) if flags else set()
-    parts = [name[1].strip() if name else platform.processor() or platform.machine()]
-    parts += [instruction for instruction in _INSTRUCTIONS if instruction in known]
-    parts += [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
-    return " ".join(parts)
+    from ... import kernels
+
+    folder = Path(kernels.__file__).parent
+    versions = {"torch": str(torch.__version__)}
+    for source in sorted(folder.glob("*_triton.py")) if this_device().capability else ():
+        name = source.stem.removesuffix("_triton")
+        pair = [file for file in (folder / f"{name}.py", source) if file.is_file()]
+        versions[name] = hashlib.sha256(b"".join(file.read_bytes() for file in pair)).hexdigest()[:8]
+    return versions
+
+
+def _driver(device: Device) -> str:
+    return f"NVIDIA driver {device.driver or 'none'} at compute capability {device.capability or 'none'}"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.app.contenders import contenders
+from fewstep.app.engine_table import available
 
 pytestmark = pytest.mark.usefixtures("text")
 
@@ -29,3 +30,17 @@ def test_a_benchmark_says_who_drew_how_fast(run, student: Path, teacher: Path, t
     assert len(drawings) == len(rows)
     assert all(row["milliseconds_batch_8"] >= row["engine_milliseconds_batch_8"] > 0 for row in rows)
     assert rows[-1]["label"] in outcome.out
+
+
+def test_every_engine_is_measured_in_a_process_of_its_own(run, student: Path, tmp_path: Path) -> None:
+    outcome = run("bench", student, "--engines", "--rounds", 1, "--out", tmp_path)
+    assert (outcome.code, outcome.err) == (0, "")
+    rows = json.loads((tmp_path / "engines.json").read_text())["rows"]
+    assert [row.pop("engine") for row in rows] == list(available(student))
+    assert all(value > 0 for row in rows for value in row.values())
+    assert all(row["peak_mebibytes"] > 50 for row in rows)
+
+
+def test_a_table_of_engines_is_of_a_student(run, teacher: Path) -> None:
+    outcome = run("bench", teacher, "--engines")
+    assert (outcome.code, outcome.err) == (2, f"fewstep: {teacher} is a teacher: give the directory of its student\n")

@@ -59,6 +59,18 @@ def test_a_result_says_how_to_make_each_image_again(pipeline: Pipeline) -> None:
     assert (again.arrays == result.arrays).all()
 
 
+def test_a_prompt_met_before_is_drawn_the_same_to_the_bit(pipeline: Pipeline) -> None:
+    steps = steps_of(pipeline)
+    fresh = Pipeline.from_pretrained(pipeline.directory, engine="torch", device="cpu")
+    together = fresh.generate(PROMPTS, steps, seed=3).arrays  # none of them met
+    alone = fresh.generate(PROMPTS[1], steps, seed=3).arrays  # met in a batch
+    again = fresh.generate([*PROMPTS[:2], "a fourth"], steps, seed=3).arrays  # two of them met
+    other = Pipeline.from_pretrained(pipeline.directory, engine="torch", device="cpu")
+    np.testing.assert_array_equal(other.generate(PROMPTS[1], steps, seed=3).arrays, alone)
+    np.testing.assert_array_equal(other.generate([*PROMPTS[:2], "a fourth"], steps, seed=3).arrays, again)
+    np.testing.assert_array_equal(other.generate(PROMPTS, steps, seed=3).arrays, together)
+
+
 def test_the_callback_follows_the_batches(one_step: Pipeline) -> None:
     calls: list[tuple[int, int]] = []
     one_step.generate(PROMPTS[0], count=5, batch_size=2, callback=lambda done, total: calls.append((done, total)))
@@ -67,7 +79,7 @@ def test_the_callback_follows_the_batches(one_step: Pipeline) -> None:
 
 def test_the_time_of_every_stage_is_measured(one_step: Pipeline) -> None:
     result = one_step.generate(PROMPTS[0])
-    assert list(result.timings) == ["text", "network", "image"]
+    assert list(result.timings) == ["text", "noise", "network"]
     assert all(seconds > 0 for seconds in result.timings.values())
 
 

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,14 +30,23 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported_to_onnx(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The student with a one-step engine that took the place of an older one."""
+def builders(student: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The student with a one-step engine that took the place of an older one, and what two builders at once said."""
     for library in ("onnxscript", "onnxruntime"):
         pytest.importorskip(library)
     directory = copy(student, tmp_path_factory.mktemp("exported") / "student")
     (directory / "engines" / OLDER).mkdir(parents=True)
-    export_student(directory, "onnx")
-    return directory
+    program = [sys.executable, "-P", "-c", "from fewstep.app.cli import main; main()", "export", directory]
+    started = [subprocess.Popen([*program, "--to", "onnx"], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [builder.communicate()[0] for builder in started]
+    assert [builder.returncode for builder in started] == [0, 0]
+    return directory, said
+
+
+@pytest.fixture(scope="session")
+def exported_to_onnx(builders: tuple[Path, list[str]]) -> Path:
+    """The student with a one-step engine."""
+    return builders[0]
 
 
 @pytest.fixture(scope="session")

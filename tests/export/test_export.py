@@ -1,10 +1,7 @@
 """Export keeps an engine only if it is right, says why if it is not, and does nothing twice."""
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,19 +9,19 @@ import torch
 
 from fewstep.export.export import TARGETS, export_student
 from fewstep.export.graph import Graph, trajectory_graph
-from fewstep.export.parity import Difference, difference, within
+from fewstep.runtime.engines.manifest import read_manifest
 from fewstep.runtime.engines.onnx import OnnxEngine
 from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.families import load_model
 from fewstep.runtime.samplers import get_sampler
 from fewstep.runtime.schedule import uniform_times
-from fewstep.runtime.trajectory import Trajectory
+from fewstep.runtime.trajectory import Pixels, Trajectory
 
 from .conftest import OLDER, copy
 
 
 def engines_of(directory: Path) -> list[str]:
-    return sorted(path.name for path in (directory / "engines").glob("*"))
+    return sorted(path.name for path in (directory / "engines").glob("*step-*"))
 
 
 def test_each_export_stands_alone_in_its_folder(exported: Path) -> None:
@@ -36,8 +33,30 @@ def test_each_export_stands_alone_in_its_folder(exported: Path) -> None:
         manifest = json.loads((exported / "engines" / folder / "manifest.json").read_text(encoding="utf-8"))
         written = {path.name for path in (exported / "engines" / folder).iterdir()}
         assert set(manifest["files"]) | {"manifest.json"} == written
-        assert manifest["parity"]["images"] == 12
+        report = json.loads((exported / "engines" / folder / manifest["report"]).read_text(encoding="utf-8"))
+        assert report["images"] == 12
+        assert report["failure"] is None
         assert manifest["milliseconds"]["engine"] > 0
+        assert manifest["shapes"]["trajectory"]["noise"] == ["batch", 1, 4, 4, 4]
+        assert manifest["shapes"]["trajectory"]["pixels"] == ["batch", 8, 8, 3]
+        assert manifest["shapes"]["text_encoder"]["encoder_hidden_states"] == ["batch", 24, 384]
+
+
+def test_targets_are_made_from_the_same_graphs(exported: Path) -> None:
+    onnx, openvino = (read_manifest(exported / "engines" / folder) for folder in engines_of(exported))
+    assert onnx.graphs == openvino.graphs
+    assert set(onnx.graphs) == {"trajectory", "text_encoder"}
+    assert onnx.graphs["trajectory"] == onnx.files["trajectory.onnx"]  # which that target writes as it is
+
+
+def test_of_two_builders_at_once_one_builds_and_the_other_takes_what_it_finds(
+    builders: tuple[Path, list[str]],
+) -> None:
+    directory, said = builders
+    (folder,) = (folder for folder in engines_of(directory) if folder.startswith("onnx"))
+    built, found = sorted(said, key=lambda sentence: " is up to date: " in sentence)
+    assert f"{folder} is written: " in built
+    assert f"{folder} is up to date: " in found
 
 
 def test_exporting_again_keeps_what_still_holds(exported: Path) -> None:
@@ -47,35 +66,6 @@ def test_exporting_again_keeps_what_still_holds(exported: Path) -> None:
     assert report.reused
     assert "is up to date" in str(report)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-
-
-def damage(write: Callable[[Any, Path, str, str], None]) -> Callable[[Any, Path, str, str], None]:
-    """A target that gets one weight wrong."""
-
-    def damaged(graph: Any, folder: Path, name: str, precision: str) -> None:
-        from onnx import ModelProto, numpy_helper
-
-        changed = ModelProto()
-        changed.CopyFrom(graph)
-        for tensor in changed.graph.initializer:
-            if tensor.name.endswith("ff.conv_depth.weight"):
-                tensor.CopyFrom(numpy_helper.from_array(3 * numpy_helper.to_array(tensor), tensor.name))
-        write(changed, folder, name, precision)
-
-    return damaged
-
-
-def test_a_wrong_engine_is_refused_by_name_and_leaves_nothing(
-    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("onnxscript")
-    directory = copy(student, tmp_path / "student")
-    before = sorted(directory.rglob("*"))
-    monkeypatch.setitem(TARGETS, "onnx", replace(TARGETS["onnx"], write=damage(TARGETS["onnx"].write)))
-    sentence = r"onnx in fp32 does not draw what torch draws: .*seed .*dB.*first value to differ is .*\.ff\.conv_depth$"
-    with pytest.raises(FewstepError, match=sentence):
-        export_student(directory, "onnx")
-    assert sorted(directory.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -131,10 +121,11 @@ def test_a_graph_holds_all_steps(two_steps: tuple[Trajectory, Graph], tmp_path: 
         "encoder_attention_mask": (torch.arange(24) < torch.tensor([[2], [5], [9], [24], [1]])).long(),
     }
     with torch.inference_mode():
-        expected = trajectory(noise, **condition).numpy()
+        expected = Pixels(trajectory)(noise, **condition).numpy()
     engine = OnnxEngine(tmp_path / "graph.onnx")
-    image = engine(noise=noise.numpy(), **{name: value.numpy() for name, value in condition.items()})["image"]
-    np.testing.assert_allclose(image, expected, atol=1e-5)
+    pixels = engine(noise=noise.numpy(), **{name: value.numpy() for name, value in condition.items()})["pixels"]
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - expected).max() <= 1  # sums in another order may tip a rounding
 
 
 def test_a_graph_computes_nothing_that_is_known_beforehand(two_steps: tuple[Trajectory, Graph]) -> None:
@@ -150,21 +141,3 @@ def test_a_graph_computes_nothing_that_is_known_beforehand(two_steps: tuple[Traj
 def test_a_graph_does_not_tell_where_it_was_made(two_steps: tuple[Trajectory, Graph]) -> None:
     _, graph = two_steps
     assert b".py" not in graph.model.SerializeToString()
-
-
-def test_differences_are_in_units_of_a_byte() -> None:
-    black = np.zeros((3, 4, 4), np.float32)
-    white = np.ones_like(black)
-    assert difference(white, black) == Difference(255.0, 255.0, 0.0)
-    assert difference(black, black) == Difference(0.0, 0.0, 200.0)
-    one_pixel = black.copy()
-    one_pixel[:, 0, 0] = 0.1
-    found = difference(one_pixel, black)
-    np.testing.assert_allclose(
-        [found.maximum, found.mean, found.psnr], [25.5, 25.5 / 16, 20 + 10 * np.log10(16)], rtol=1e-6
-    )
-
-
-def test_not_a_number_is_never_within_tolerance() -> None:
-    image = np.full((3, 4, 4), np.nan, np.float32)
-    assert not within(difference(image, np.zeros_like(image)), Difference(255.0, 255.0, 0.0))

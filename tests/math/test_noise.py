@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewstep.runtime.errors import FewstepError
-from fewstep.runtime.noise import gaussian_noise, philox
+from fewstep.runtime.noise import gaussian_noise, philox, trajectory_noise
 
 ONES = 0xFFFFFFFF
 KNOWN_ANSWERS = [  # Random123's kat_vectors for philox4x32 with ten rounds: counter, key, result
@@ -58,6 +58,14 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     assert together.dtype == np.float32
     for image, seed in zip(together, [5, 2**64 - 1, 9], strict=True):
         np.testing.assert_array_equal(gaussian_noise([seed], 1, [3, 8, 8])[0], image)
+
+
+@pytest.mark.parametrize("shape", [[3, 8, 8], [2, 3, 5]])
+def test_a_trajectory_has_every_draw_of_its_images(shape: list[int]) -> None:
+    seeds = [2**64 - 1, 0, 5]
+    noise = trajectory_noise(seeds, 4, shape)
+    assert noise.flags.c_contiguous
+    np.testing.assert_array_equal(noise, np.stack([gaussian_noise(seeds, step, shape) for step in range(4)], axis=1))
 
 
 @pytest.mark.parametrize("shape", [[1], [3], [4], [5], [2, 3, 7], [3, 5, 5]])
