@@ -10,6 +10,8 @@ TEACHER = "teacher"
 """The teacher with the many steps that it is measured at."""
 SOLVERS = "solvers"
 """The best of the teacher's training-free solvers at a step count."""
+CLOSE = 0.05
+"""Relative difference below which one seed a side decides nothing."""
 HIGHER_IS_BETTER = {"fd": False, "diversity": True, "recall": True}
 
 
@@ -75,10 +77,14 @@ def rung_scores(entries: Sequence[Row], rung: tuple[str, int], score: str) -> li
 
 
 def _finding(score: str, ours: Sequence[float], other: Sequence[float]) -> str:
-    """`Here: 12.1 against 13.4, so it does.`; with several seeds `not clearly` where their ranges overlap."""
+    """`Here 12.1 against 13.4: it holds.`, or not, or that more seeds must tell."""
     sign = 1 if HIGHER_IS_BETTER[score] else -1
-    ahead = sign * (statistics.mean(ours) - statistics.mean(other)) >= 0
-    overlap = min(max(ours), max(other)) >= max(min(ours), min(other)) and len(ours) + len(other) > 2
-    verdict = "**too close to tell**" if overlap else "it holds" if ahead else "**it does not hold**"
-    figures = " against ".join(f"{statistics.mean(values):.4g}" for values in (ours, other))
-    return f"Here {figures}: {verdict}."
+    means = statistics.mean(ours), statistics.mean(other)
+    ahead = sign * (means[0] - means[1]) >= 0
+    verdict = "it holds" if ahead else "**it does not hold**"
+    if min(len(ours), len(other)) > 1:
+        if min(max(ours), max(other)) >= max(min(ours), min(other)):
+            verdict = "**too close to tell**, the seeds' ranges overlap"
+    elif abs(means[0] - means[1]) < CLOSE * means[1]:
+        verdict = f"a close call ({'ahead' if ahead else 'behind'}) that needs more seeds"
+    return f"Here {means[0]:.4g} against {means[1]:.4g}: {verdict}."
