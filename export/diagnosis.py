@@ -25,8 +25,8 @@ def first_difference(graph: Graph, run: Callable[[Any], Arrays], inputs: Mapping
 
     Args:
         graph: translated from torch, before the target took it.
-        run: builds an `onnx.ModelProto` for the target and runs it on `inputs`; may raise whatever it likes, which
-            counts as a difference.
+        run: builds an `onnx.ModelProto` for the target and runs it on those of `inputs` that it has; may raise whatever
+            it likes, which counts as a difference.
         inputs: of one batch size, in the order of the program's.
         precision: a key of `THRESHOLDS`.
 
@@ -139,7 +139,7 @@ def _last_uses(graph: Any, names: Sequence[str]) -> dict[str, int]:
 
 
 def _up_to(model: Any, names: Sequence[str]) -> Any:
-    """The part of a graph that computes some of its values."""
+    """The part of a graph that computes some of its values, without the inputs that it does not need."""
     from onnx import ModelProto, TensorProto, helper
 
     part = ModelProto()
@@ -149,4 +149,7 @@ def _up_to(model: Any, names: Sequence[str]) -> Any:
     del part.graph.output[:]
     part.graph.output.extend((floats | outputs)[name] for name in names)
     drop_unused(part.graph)
+    used = {name for node in part.graph.node for name in node.input}
+    for value in [value for value in part.graph.input if value.name not in used]:
+        part.graph.input.remove(value)
     return part

@@ -103,9 +103,9 @@ class Gate:
         given = {
             name: inputs.get(name, value[:1].expand(batch, *value.shape[1:])) for name, value in graph.example.items()
         }
-        arrays = {name: value.numpy() for name, value in given.items()}
 
         def run(model: Any) -> Arrays:
+            arrays = {value.name: given[value.name].numpy() for value in model.graph.input}
             with TemporaryDirectory() as folder:
                 return self.build(model, Path(folder))(**arrays)
 
