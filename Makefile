@@ -50,7 +50,7 @@ wheels:  ## what a GPU machine without a network may lack, into .wheels: pure Py
 
 resources: .venv/develop.done  ## registers, spills and shared memory of every kernel on every GPU, and the tables of kernels/README.md
 	$(BIN)/python -m fewstep.kernels.resources results/kernels/resources.json
-	$(BIN)/python -m fewstep.kernels.benchmarks.table kernels/README.md results
+	$(BIN)/python -m fewstep.app.kernel_tables kernels/README.md results
 
 overhead: .venv/develop.done  ## what the trainer costs beside a plain loop, on DEVICE, into results/overhead
 	$(BIN)/python tests/benchmarks/overhead.py --device $(DEVICE) --out results/overhead/$(DEVICE).json

@@ -16,6 +16,8 @@ from fewstep.kernels.adaptive_norm import (
     gated_residual_reference,
 )
 
+from .gradients import gradients
+
 # float32: another order of summation; halves: one rounding of the result, which the interpreter does by cutting off,
 # and one of the stream before it.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
@@ -55,14 +57,6 @@ def launch(*arguments: Tensor | float | str | None) -> tuple[Tensor, Tensor]:
     from fewstep.kernels.adaptive_norm_autograd import launch
 
     return launch(*arguments)
-
-
-def gradients(results: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Of a sum with fixed weights, none of them symmetric, so that no term of the gradient vanishes."""
-    weights = [torch.linspace(-1, 2, result.numel(), device=result.device).view_as(result) for result in results]
-    loss = sum((result.double() * weight.double()).sum() for result, weight in zip(results, weights, strict=True))
-    assert isinstance(loss, Tensor)
-    return torch.autograd.grad(loss, list(inputs))
 
 
 def compare_gradients(found: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype) -> None:

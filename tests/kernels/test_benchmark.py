@@ -16,7 +16,6 @@ from fewstep.kernels.benchmarks.cases import OPERATIONS, all_cases
 from fewstep.kernels.benchmarks.measure import Case, Settings, Variant, compare
 from fewstep.kernels.benchmarks.report import Report
 from fewstep.kernels.benchmarks.shapes import FULL, Level, Shapes, Transformer, UNet
-from fewstep.kernels.benchmarks.table import NOT_COMPILED, NOT_MEASURED, filled, rendered, resource_table, speed_table
 from fewstep.kernels.benchmarks.timing import copy_of, matrix_rates, median_seconds
 
 TINY = Shapes(
@@ -28,7 +27,6 @@ TINY = Shapes(
     decoder=(Level(32, 8),),
 )
 CEILINGS = {"bf16": 2.0, "int8": 4.0, "fp8": 4.0}
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -169,37 +167,3 @@ def test_a_report_is_written_row_by_row_and_names_what_it_lacks(tmp_path: Path) 
     late = Report(None, -1)
     late.measure([("good", good)])
     assert late.content == {"rows": [], "left_out": ["good"], "failed": {}}
-
-
-def test_the_table_gives_the_fraction_and_the_gain_of_each_gpu() -> None:
-    facts = {"operation": "norm", "model": "SDXL", "where": "4 x 8", "microseconds": {"kernel": 2.0, "compiled": 3.0}}
-    shares = {"forward": 0.81, "backward": 0.5}
-    rows = [{**facts, "pass": way, "fraction_of_ceiling": share} for way, share in shares.items()]
-    lines = speed_table({"one": rows, "two": rows[:1]}).splitlines()
-    assert lines[0] == "| kernel | shape | one, forward | one, backward | two, forward | two, backward |"
-    assert lines[2] == "| norm | SDXL, 4 x 8 | 81 %, 1.5x | 50 %, 1.5x | 81 %, 1.5x |  |"
-    assert speed_table({}) == NOT_MEASURED
-
-
-def test_the_table_of_resources_gives_the_most_of_any_gpu_and_dtype() -> None:
-    rows = [
-        {"kernel": "forward", "registers": 40, "spilled_bytes": 0, "shared_bytes": 8},
-        {"kernel": "forward", "registers": 32, "spilled_bytes": 4, "shared_bytes": 8},
-    ]
-    lines = resource_table({"norm_triton": {"rows": rows}}).splitlines()
-    assert lines[2] == "| `norm_triton` | forward | 40 | 4 | 8 |"
-    assert resource_table({}) == NOT_COMPILED
-
-
-def test_a_page_is_filled_between_its_comments_any_number_of_times() -> None:
-    page = "before\n<!-- speed -->\n<!-- /speed -->\nafter\n"
-    once = filled(page, "speed", "new")
-    assert once == "before\n<!-- speed -->\n\nnew\n\n<!-- /speed -->\nafter\n"
-    assert filled(once, "speed", "new") == once
-    with pytest.raises(ValueError, match="no comments <!-- other -->"):
-        filled(page, "other", "new")
-
-
-def test_the_page_shows_the_committed_numbers() -> None:
-    page = (ROOT / "kernels" / "README.md").read_text(encoding="utf-8")
-    assert rendered(page, ROOT / "results") == page

@@ -1,12 +1,12 @@
 """RMSNorm and rotary embedding of queries and keys: the Triton kernels against the reference, and that itself."""
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor
 
 from fewstep.kernels.rotary import norm_rotary, norm_rotary_reference
+
+from .gradients import gradients
 
 # float32: another order of summation; halves: one rounding of the result, which the interpreter does by cutting off.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -25,14 +25,6 @@ def launch(*arguments: Tensor | float | bool | None) -> tuple[Tensor, Tensor]:
     from fewstep.kernels.rotary_triton import launch
 
     return launch(*arguments)
-
-
-def gradients(results: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Of a sum with fixed weights, none of them symmetric, so that no term of the gradient vanishes."""
-    weights = [torch.linspace(-1, 2, result.numel(), device=result.device).view_as(result) for result in results]
-    loss = sum((result.double() * weight.double()).sum() for result, weight in zip(results, weights, strict=True))
-    assert isinstance(loss, Tensor)
-    return torch.autograd.grad(loss, list(inputs))
 
 
 @pytest.fixture
