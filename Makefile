@@ -32,8 +32,9 @@ lint: .venv/develop.done
 types: .venv/develop.done .types/fewstep
 	$(BIN)/mypy
 
+# One process a core, each with one thread of its own; a file's tests stay together, since they share what they made.
 unit: .venv/develop.done
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # Uses .venv if it is there, else PYTHON with whatever torch, triton and diffusers it has, and what `make wheels` has left: nothing is
 # downloaded.

@@ -25,20 +25,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        remove(temporary)
         yield temporary
         if temporary.is_dir() and path.is_dir():
-            _remove(path)
+            remove(path)
         temporary.replace(path)
     except OSError as error:
         if error.filename is None or Path(error.filename).parent not in (path.parent, path, *path.parents):
             raise
         raise FewstepError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that it holds, if it is there; of a link, only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from ..artefact import Card, read_card
 from ..errors import FewstepError
+from ..files import remove
 from . import ENGINES, engine_module
 from .manifest import MANIFEST, OtherFormatError, State, damage, kind_of, mismatch, read_manifest
 
@@ -103,7 +103,7 @@ def remove_engine(folder: Path) -> None:
     """Remove an engine so that no reader meets half of it; call it under `exclusive`."""
     dying = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     folder.rename(dying)
-    shutil.rmtree(dying)
+    remove(dying)
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def exclusive(directory: Path) -> Iterator[None]:
     try:
         for leftover in (directory / "engines").glob(".*.part"):
             if _LEFTOVER.fullmatch(leftover.name):
-                shutil.rmtree(leftover)
+                remove(leftover)
         yield
     finally:
         lock.release()
