@@ -1,0 +1,132 @@
+"""Around every request: a bound on its body, a clock, and a line in the log that holds no prompt."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .faults import FaultError, answer
+from .metrics import Metrics
+
+LARGEST_BODY = 64 * 1024
+BODY_SECONDS = 10.0
+"""In which a body must have arrived."""
+KNOWN = ("/v1/images/generations", "/v1/images/live", "/v1/models", "/health", "/ready", "/metrics", "/openapi.json")
+"""Paths that metrics name; whatever else a client makes up is `other`."""
+
+logger = logging.getLogger("fewstep.access")
+
+
+class Access:
+    """The outermost layer of the application.
+
+    Args:
+        app: what it is around.
+        metrics: counts and times.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begin, status = time.perf_counter(), 500
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._serve(scope, receive, note)
+        finally:
+            self._report(scope, status, time.perf_counter() - begin)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, _bounded(receive, scope), note)
+        except FaultError as fault:
+            self.metrics.rejections.labels(fault.code).inc()
+            if not started:
+                await answer(fault)(scope, receive, send)
+        except Exception:
+            logger.exception("a fault of the server")
+            if not started:
+                failure = FaultError(500, "server_error", "the server failed on this request; its log says more")
+                await answer(failure)(scope, receive, send)
+
+    def _report(self, scope: Scope, status: int, seconds: float) -> None:
+        path = scope["path"] if scope["path"] in KNOWN else "other"
+        self.metrics.requests.labels(path, str(status)).observe(seconds)
+        address = (scope.get("client") or ("",))[0]
+        facts = {"method": scope["method"], "path": path, "status": status, "milliseconds": round(1000 * seconds, 2)}
+        logger.info("request", extra={**facts, "address": address})
+
+
+def _bounded(receive: Receive, scope: Scope) -> Receive:
+    """The same, refusing a body that is too large or too slow.
+
+    Raises:
+        FaultError: it is.
+    """
+    size, complete, end = 0, False, asyncio.get_running_loop().time() + BODY_SECONDS
+    headers = dict(scope["headers"])
+    declared = headers.get(b"content-length", b"0")
+
+    async def bounded() -> Message:
+        nonlocal size, complete
+        if complete:  # what follows is the client's leaving, which may take as long as it likes
+            return await receive()
+        if declared.isdigit() and int(declared) > LARGEST_BODY:
+            raise _too_large()
+        try:
+            async with asyncio.timeout_at(end):
+                message: MutableMapping[str, Any] = await receive()
+        except TimeoutError as error:
+            text = f"the body did not arrive in {BODY_SECONDS:g} s"
+            raise FaultError(408, "body_too_slow", text, headers={"Connection": "close"}) from error
+        size += len(message.get("body", b""))
+        complete = not message.get("more_body", False)
+        if size > LARGEST_BODY:
+            raise _too_large()
+        return message
+
+    return bounded
+
+
+def _too_large() -> FaultError:
+    text = f"the body is larger than {LARGEST_BODY} bytes"
+    return FaultError(413, "too_large", text, headers={"Connection": "close"})
+
+
+class JsonLines(logging.Formatter):
+    """A log record as one line of JSON, with what `extra` gave."""
+
+    USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        content: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        content |= {key: value for key, value in vars(record).items() if key not in self.USUAL}
+        if record.exc_info:
+            content["trace"] = self.formatException(record.exc_info)
+        return json.dumps(content, ensure_ascii=False, default=str)

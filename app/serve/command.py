@@ -1,0 +1,159 @@
+"""`fewstep serve` and `fewstep key`."""
+
+import asyncio
+import importlib
+import logging
+import signal
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...runtime.errors import FewstepError, require
+from ..models import SHIPPED_STUDENT
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from .context import Checker
+
+DRAIN_SECONDS = 60
+"""After SIGTERM, for what waits and is being drawn."""
+LONGEST_MESSAGE = 65536
+"""Of a WebSocket, in bytes."""
+
+
+def serve(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Model directories, or NAME=DIR.", show_default="the shipped student")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine it takes --keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    engine: Annotated[str, typer.Option(help="auto, torch, or one that was exported.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of a process; 0: the engine's choice.")] = 0,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes for each model.")] = 1,
+    largest_batch: Annotated[int, typer.Option(min=1, max=64, help="Images that are drawn together.")] = 8,
+    linger: Annotated[
+        float, typer.Option(min=0, help="Milliseconds that a free engine waits for a batch to fill.")
+    ] = 0,
+    wait: Annotated[float, typer.Option(min=0.01, help="Seconds that a request may wait for an engine.")] = 5,
+    keys: Annotated[Path | None, typer.Option(help="File of API keys that `fewstep key` made.")] = None,
+    origin: Annotated[list[str] | None, typer.Option(help="Origin of a page that may ask; repeat for more.")] = None,
+    checker: Annotated[str, typer.Option(help="MODULE:FUNCTION that says which pictures not to show.")] = "",
+) -> None:
+    """Serve models over HTTP, as OpenAI's image API; SIGHUP loads them anew, SIGTERM finishes what waits and ends."""
+    for library in ("fastapi", "uvicorn", "prometheus_client"):
+        require(library, "serve")
+    from .keys import Keys, is_loopback
+    from .server import LOOPBACK_NAMES, ServerSettings, create_app
+    from .service import Limits
+    from .worker import ModelSettings
+
+    if not keys and not is_loopback(host):
+        raise FewstepError(f"{host} is reached from other machines: make keys with `fewstep key`, and give --keys FILE")
+    open_with = partial(ModelSettings, engine=engine, device=device, threads=threads, largest_batch=largest_batch)
+    settings = ServerSettings(
+        models={name: open_with(path) for name, path in named(models or [str(SHIPPED_STUDENT)]).items()},
+        replicas=replicas,
+        limits=Limits(wait_seconds=wait, linger_seconds=linger / 1000),
+        keys=Keys.read(keys) if keys else Keys(),
+        origins=origin or (),
+        hosts=LOOPBACK_NAMES if is_loopback(host) and not keys else (),
+        checker=_checker(checker) if checker else None,
+    )
+    _log()
+    _run(create_app(settings), host, port)
+
+
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    file: Annotated[Path, typer.Option(help="File of hashes to add it to.")] = Path("keys.txt"),
+) -> None:
+    """Make an API key: it is printed once, and the file keeps only its hash."""
+    from .keys import new_key
+
+    typer.echo(new_key(name, file))
+
+
+def named(models: list[str]) -> dict[str, Path]:
+    """Directories by the names that requests call them by.
+
+    Raises:
+        FewstepError: two have one name.
+    """
+    found: dict[str, Path] = {}
+    for text in models:
+        name, given, path = text.rpartition("=")
+        name = name if given else Path(path).resolve().name
+        if name in found:
+            raise FewstepError(f"two models are called {name}: give one of them as NAME=DIR")
+        found[name] = Path(path)
+    return found
+
+
+def _checker(place: str) -> "Checker":
+    module, _, name = place.partition(":")
+    try:
+        found: Checker = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise FewstepError(
+            f"there is no checker {place}: give --checker MODULE:FUNCTION that can be imported"
+        ) from error
+    return found
+
+
+def _log() -> None:
+    from .access import JsonLines
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+
+
+def _run(app: "FastAPI", host: str, port: int) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        FewstepError: a model does not open, or the address is taken.
+    """
+    with _listen(host, port) as listener:
+        asyncio.run(_serve(app, listener))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise FewstepError(f"cannot listen on {host}:{port} ({error.strerror}): give another --port") from error
+
+
+async def _serve(app: "FastAPI", listener: socket.socket) -> None:
+    import uvicorn
+
+    from .server import open_models, reload
+
+    await open_models(app)
+    loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+    def hang_up() -> None:
+        task = asyncio.create_task(reload(app))
+        tasks.add(task)  # the loop itself would forget it
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    host, port = listener.getsockname()[:2]
+    typer.echo(f"fewstep serves {', '.join(app.state.context.services)} on http://{host}:{port}")
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        ws_max_size=LONGEST_MESSAGE,
+    )
+    await uvicorn.Server(config).serve([listener])

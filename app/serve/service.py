@@ -1,0 +1,259 @@
+"""One served model: its queue, and the workers that draw from it; workers come and go, the queue stays."""
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from ...runtime.errors import FewstepError
+from .jobs import FairQueue, Job, Picture, Preview
+from .metrics import Metrics
+from .worker import Batch, Drawn, EndedError, EngineError, Facts, ModelSettings, Worker
+
+MOST_ATTEMPTS = 2
+"""Processes that one image may end before it is given up: it may be what ends them."""
+RESTART_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
+"""Before a model is opened again, the last one repeatedly."""
+LEARNING = 0.2
+"""Weight of a full batch in the running average of the time that an evaluation takes."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a queue promises.
+
+    Args:
+        wait_seconds: nobody waits longer for an engine to begin.
+        images: that wait at the most.
+        linger_seconds: that an engine waits for a batch to fill once there is an image; 0 has batches form only while
+            engines are busy, and costs a lonely request nothing.
+    """
+
+    wait_seconds: float = 5.0
+    images: int = 1024
+    linger_seconds: float = 0.0
+
+
+class FullError(Exception):
+    """The queue is full.
+
+    Args:
+        retry_after: seconds after which it is worth another try.
+    """
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"too many images are waiting: try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class Service:
+    """A model by name, with `replicas` processes that draw; make it with `await Service.open(...)`."""
+
+    def __init__(self, name: str, settings: ModelSettings, limits: Limits, metrics: Metrics) -> None:
+        self.name, self.settings, self.limits, self.metrics = name, settings, limits, metrics
+        self.facts: Facts | None = None
+        self._queue = FairQueue()
+        self._seats: list[_Seat] = []
+        self._reloading = asyncio.Lock()
+        self._evaluation_seconds = math.inf
+        metrics.watch_queue(name, self._queue.__len__)
+
+    @classmethod
+    async def open(
+        cls, name: str, settings: ModelSettings, limits: Limits, metrics: Metrics, replicas: int = 1
+    ) -> "Service":
+        """Open the model in as many processes.
+
+        Raises:
+            FewstepError: it does not open.
+        """
+        service = cls(name, settings, limits, metrics)
+        service._take_seats(await service._hire(replicas))
+        return service
+
+    @property
+    def ready(self) -> bool:
+        """Whether an engine is there to draw."""
+        return any(seat.worker for seat in self._seats)
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of its workers."""
+        return [seat.worker.process_id for seat in self._seats if seat.worker]
+
+    async def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs, all or none.
+
+        Raises:
+            FullError: they would wait longer than the limits allow.
+        """
+        load = self._queue.load + sum(seat.load for seat in self._seats)
+        expected = load * self._evaluation_seconds / max(1, len(self._seats))
+        if expected > self.limits.wait_seconds or len(self._queue) + len(jobs) > self.limits.images:
+            raise FullError(max(1, math.ceil(expected - self.limits.wait_seconds / 2)))
+        await self._queue.put(jobs)
+
+    def discard(self, jobs: Sequence[Job]) -> None:
+        """Forget jobs that nobody waits for any more."""
+        self._queue.discard(jobs)
+
+    async def reload(self) -> None:
+        """Open the model anew, as it now lies on the disk; the old processes draw until the new ones are ready.
+
+        Raises:
+            FewstepError: it does not open; the old ones stay.
+        """
+        async with self._reloading:
+            old = list(self._seats)
+            self._take_seats(await self._hire(len(old)))
+            await asyncio.gather(*(seat.leave() for seat in old))
+
+    async def close(self) -> None:
+        """End all processes, after what they are drawing."""
+        await asyncio.gather(*(seat.leave() for seat in self._seats))
+
+    async def _hire(self, count: int) -> list[Worker]:
+        """Start so many workers at once; if one fails, none is left."""
+        starts = [asyncio.to_thread(Worker, self.settings) for _ in range(count)]
+        outcomes = await asyncio.gather(*starts, return_exceptions=True)
+        workers = [outcome for outcome in outcomes if isinstance(outcome, Worker)]
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if failures:
+            await asyncio.gather(*(asyncio.to_thread(worker.close) for worker in workers))
+            raise failures[0]
+        return workers
+
+    def _take_seats(self, workers: Sequence[Worker]) -> None:
+        self.facts = workers[0].facts
+        self._evaluation_seconds = self.facts.evaluation_seconds
+        self._seats = [_Seat(self, worker) for worker in workers]
+
+    async def _replace(self) -> Worker:
+        """Another worker for one that ended, however long it takes to get one."""
+        for attempt in range(2**31):
+            await asyncio.sleep(RESTART_SECONDS[min(attempt, len(RESTART_SECONDS) - 1)])
+            with contextlib.suppress(FewstepError):
+                worker = await asyncio.to_thread(Worker, self.settings)
+                self.metrics.restarts.labels(self.name).inc()
+                return worker
+            logger.error("the model does not open again", extra={"model": self.name})
+        raise AssertionError
+
+    def _learn(self, jobs: Sequence[Job], seconds: float) -> None:
+        """Follow the time of an evaluation, by full batches above all: they are what a queue is worked off with."""
+        weight = LEARNING * len(jobs) / self.settings.largest_batch
+        found = seconds / sum(job.steps for job in jobs)
+        self._evaluation_seconds += weight * (found - self._evaluation_seconds)
+
+
+class _Seat:
+    """Where a worker sits: takes batches from the queue, and gets another worker when this one ends."""
+
+    def __init__(self, service: Service, worker: Worker) -> None:
+        self.worker: Worker | None = worker
+        self._service, self._jobs, self._leaving = service, list[Job](), False
+        self._task = asyncio.create_task(self._run(), name=f"draw {service.name}")
+
+    @property
+    def load(self) -> int:
+        """Evaluations of what is being drawn."""
+        return sum(job.steps for job in self._jobs)
+
+    async def leave(self) -> None:
+        """End after the batch at hand."""
+        self._leaving = True
+        if not self._jobs:
+            self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        if self.worker:
+            await asyncio.to_thread(self.worker.close)
+            self.worker = None
+
+    async def _run(self) -> None:
+        service, limits = self._service, self._service.limits
+        while not self._leaving:
+            self._jobs = await service._queue.take(service.settings.largest_batch, limits.linger_seconds)
+            try:
+                await self._attempt(self._jobs)
+            except Exception as error:  # a fault of ours: those who wait must hear of it, and the seat stays taken
+                logger.exception("drawing failed")
+                _fail(self._jobs, EngineError(type(error).__name__))
+            finally:
+                self._jobs = []
+
+    async def _attempt(self, jobs: Sequence[Job]) -> None:
+        try:
+            await self._draw(jobs)
+        except EndedError:
+            await self._recover()
+        except EngineError as error:
+            await self._draw_singly(jobs, error)
+
+    async def _draw(self, jobs: Sequence[Job]) -> None:
+        assert self.worker is not None
+        loop, begin = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+        waits = [job.waited for job in jobs]
+        first = jobs[0]
+        batch = Batch(
+            [job.prompt for job in jobs], [job.seed for job in jobs], first.steps, first.guidance, first.negative
+        )
+        preview = first.preview and partial(_hand_over, loop, first.preview)
+        drawn: Drawn = await loop.run_in_executor(self.worker.thread, self.worker.draw, batch, preview)
+        self._service._learn(jobs, loop.time() - begin)
+        self._service.metrics.drawn(self._service.name, drawn, waits)
+        for job, pixels, waited in zip(jobs, drawn.pixels, waits, strict=True):
+            _finish(job, pixels, drawn, waited)
+
+    async def _draw_singly(self, jobs: Sequence[Job], error: EngineError) -> None:
+        """Try each image of a batch that failed alone: one must not spoil the others."""
+        logger.error("the engine failed", extra={"model": self._service.name, "cause": str(error)})
+        if len(jobs) == 1:
+            _fail(jobs, error)
+            return
+        for position, job in enumerate(jobs):
+            try:
+                await self._draw([job])
+            except EngineError as other:
+                _fail([job], other)
+            except EndedError:
+                self._jobs = list(jobs[position:])
+                await self._recover()
+                return
+
+    async def _recover(self) -> None:
+        """Give the jobs back, and wait for another worker."""
+        service, worker, self.worker = self._service, self.worker, None
+        assert worker is not None
+        logger.error("a worker ended", extra={"model": service.name, "process_id": worker.process_id})
+        for job in self._jobs:
+            job.attempts += 1
+        _fail([job for job in self._jobs if job.attempts >= MOST_ATTEMPTS], EngineError("its process ended twice"))
+        await service._queue.put_back([job for job in self._jobs if job.attempts < MOST_ATTEMPTS])
+        self._jobs = []
+        await asyncio.to_thread(worker.close)
+        self.worker = await service._replace()
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, preview: Preview, pixels: npt.NDArray[np.uint8]) -> None:
+    """From a worker's thread to who waits in the event loop."""
+    loop.call_soon_threadsafe(preview, pixels)
+
+
+def _finish(job: Job, pixels: npt.NDArray[np.uint8], drawn: Drawn, waited: float) -> None:
+    if not job.picture.done():  # nobody waits for one that was cancelled
+        job.picture.set_result(Picture(pixels, drawn.engine, len(drawn.pixels), waited, drawn.stages))
+
+
+def _fail(jobs: Sequence[Job], error: Exception) -> None:
+    for job in jobs:
+        if not job.picture.done():
+            job.picture.set_exception(error)

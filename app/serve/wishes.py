@@ -1,0 +1,114 @@
+"""What may be asked for: the body of a request for images, and the jobs that it becomes."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from .faults import FaultError
+from .jobs import Job, Preview
+from .worker import Facts
+
+LONGEST_PROMPT = 1000
+MOST_IMAGES = 16
+MOST_PROMPTS = 16
+LARGEST_SEED = 2**53 - MOST_IMAGES
+"""What every JSON reader keeps exactly."""
+MOST_STEPS = 100
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_PROMPT, pattern=r"\S")]
+
+
+class Wishes(BaseModel):
+    """How to draw; what is left out is the model's choice."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = Field(None, max_length=200, description="A name that `/v1/models` lists; the first without.")
+    seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Of the first image; random without.")
+    num_inference_steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="Network evaluations.")
+    guidance_scale: float | None = Field(None, ge=1, le=100, description="For models that take one.")
+    negative_prompt: str | None = Field(None, max_length=LONGEST_PROMPT, description="For models with guidance.")
+
+
+class GenerationRequest(Wishes):
+    """The body of `POST /v1/images/generations`: OpenAI's fields that a diffusion model can honour, and a few more."""
+
+    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MOST_PROMPTS)]
+    n: int | None = Field(None, ge=1, le=MOST_IMAGES, description="Images a prompt, their seeds counting up.")
+    size: str | None = Field(None, pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="`auto`, or the model's own.")
+    response_format: Literal["b64_json"] | None = None
+    output_format: Literal["png"] | None = None
+    user: str | None = Field(None, max_length=200, description="Whose turn it takes: users are served in turns.")
+    stream: bool | None = Field(None, description="Events as OpenAI sends them; for a single image.")
+    partial_images: int | None = Field(None, ge=0, le=3, description="Previews, where engine and steps allow them.")
+
+
+def check_size(size: str | None, facts: Facts) -> None:
+    """Refuse another size than the model's.
+
+    Raises:
+        FaultError: it is another.
+    """
+    own = f"{facts.width}x{facts.height}"
+    if size not in (None, "auto", own):
+        raise FaultError(400, "unsupported_size", f"this model draws {own} only", "size")
+
+
+def check_wishes(wishes: Wishes, facts: Facts) -> None:
+    """Refuse what the model does not know.
+
+    Raises:
+        FaultError: the step count or scale is not one of the model's.
+    """
+    steps, scale = wishes.num_inference_steps, wishes.guidance_scale
+    if steps is not None and facts.steps and steps not in facts.steps:
+        known = " or ".join(map(str, facts.steps))
+        raise FaultError(400, "unsupported_steps", f"this model takes {known} steps", "num_inference_steps")
+    if scale is not None and facts.guidance is None and scale != 1:
+        raise FaultError(400, "unsupported_guidance", "this model has its guidance built in", "guidance_scale")
+    if scale is not None and facts.guidance and not facts.guidance[0] <= scale <= facts.guidance[1]:
+        low, high = facts.guidance
+        raise FaultError(400, "unsupported_guidance", f"this model takes {low:g} to {high:g}", "guidance_scale")
+    if wishes.negative_prompt and facts.kind != "teacher":
+        raise FaultError(400, "unsupported_negative", "this model has no negative prompt", "negative_prompt")
+
+
+def make_jobs(
+    wishes: Wishes,
+    prompts: Sequence[str],
+    count: int,
+    facts: Facts,
+    user: str,
+    patience: float,
+    preview: Preview | None = None,
+) -> list[Job]:
+    """A job an image, prompt after prompt; the seeds of each prompt's images count up."""
+    first = secrets.randbelow(2**32) if wishes.seed is None else wishes.seed
+    return [
+        Job(
+            prompt=prompt,
+            seed=first + position,
+            steps=wishes.num_inference_steps or facts.default_steps,
+            guidance=wishes.guidance_scale,
+            negative=wishes.negative_prompt or "",
+            user=user,
+            patience=patience,
+            preview=preview,
+        )
+        for prompt in prompts
+        for position in range(count)
+    ]
+
+
+def narrowed(schema: dict[str, Any], names: Sequence[str], facts: Callable[[str], Facts]) -> dict[str, Any]:
+    """An OpenAPI document that says which models, sizes and step counts this server has."""
+    fields = schema["components"]["schemas"]["GenerationRequest"]["properties"]
+    known = [facts(name) for name in names]
+    fields["model"]["anyOf"][0] = {"type": "string", "enum": list(names)}
+    sizes = list(dict.fromkeys(f"{one.width}x{one.height}" for one in known))
+    fields["size"]["anyOf"][0] = {"type": "string", "enum": ["auto", *sizes]}
+    if all(one.steps for one in known):
+        steps = sorted({count for one in known for count in one.steps})
+        fields["num_inference_steps"]["anyOf"][0] = {"type": "integer", "enum": steps}
+    return schema

@@ -1,0 +1,253 @@
+"""A process that holds one model: an engine that crashes takes nothing else with it, and has all its Python to itself.
+
+What goes between the processes is this package's own; nothing of a request but its prompt and numbers gets there.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...runtime.errors import FewstepError
+
+if TYPE_CHECKING:
+    from ...runtime.pipeline import Pipeline
+
+A_PROMPT = "a red apple"
+START_SECONDS = 600
+"""Until a model must be ready: the first start on a machine may measure every engine."""
+CALL_SECONDS = 600
+"""After which an engine that does not answer is taken for dead."""
+CLOSE_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How a model is opened.
+
+    Args:
+        directory: the model's.
+        engine: as for `Pipeline.from_pretrained`.
+        device: as there.
+        threads: of torch on a CPU; 0 for its choice.
+        largest_batch: images a call.
+    """
+
+    directory: Path
+    engine: str = "auto"
+    device: str = "auto"
+    threads: int = 0
+    largest_batch: int = 8
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model says of itself once it is ready.
+
+    Args:
+        kind: `teacher` or `student`.
+        steps: network evaluations that may be asked for; empty where any number may.
+        default_steps: without a wish.
+        width: of its images.
+        height: of its images.
+        guidance: scales that may be asked for, from and to; None where none may.
+        engine: that draws.
+        reason: why `auto` chose it.
+        weights: their hash.
+        evaluation_seconds: that one network evaluation of one image takes within a full batch.
+    """
+
+    kind: str
+    steps: tuple[int, ...]
+    default_steps: int
+    width: int
+    height: int
+    guidance: tuple[float, float] | None
+    engine: str
+    reason: str
+    weights: str
+    evaluation_seconds: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that are drawn together, one for each prompt and seed."""
+
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    steps: int
+    guidance: float | None
+    negative: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pixels (B, H, W, 3) uint8, the engine that drew them, and its seconds by stage."""
+
+    pixels: npt.NDArray[np.uint8]
+    engine: str
+    stages: dict[str, float]
+
+
+class EndedError(Exception):
+    """The process is gone."""
+
+
+class EngineError(Exception):
+    """The engine failed; the process goes on."""
+
+
+class Worker:
+    """The process of one model; a call at a time, from its own `thread`.
+
+    Raises:
+        FewstepError: the model does not open.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, settings), daemon=True)
+        self.thread = ThreadPoolExecutor(1, f"draw-{settings.directory.name}")
+        self._process.start()
+        theirs.close()
+        try:
+            self.facts: Facts = self._answer(START_SECONDS)
+        except EndedError as error:
+            self.close()
+            raise FewstepError(
+                f"the process that opened {settings.directory} ended or took {START_SECONDS} s: is there memory enough?"
+            ) from error
+        except (FewstepError, EngineError) as error:
+            self.close()
+            raise FewstepError(str(error)) from error
+
+    @property
+    def process_id(self) -> int:
+        """Of the process."""
+        return self._process.pid or 0
+
+    def draw(self, batch: Batch, preview: Callable[[npt.NDArray[np.uint8]], None] | None = None) -> Drawn:
+        """Draw a batch; `preview` is called with the pixels (H, W, 3) of a batch of one after each evaluation.
+
+        Raises:
+            EngineError: it failed.
+            EndedError: its process ended.
+        """
+        try:
+            self._connection.send((batch, preview is not None))
+        except OSError as error:
+            raise EndedError from error
+        while isinstance(answer := self._answer(), np.ndarray):
+            if preview:
+                preview(answer)
+        drawn: Drawn = answer
+        return drawn
+
+    def close(self) -> None:
+        """End the process, at once if it does not hear."""
+        with contextlib.suppress(OSError):
+            self._connection.send(None)
+        self._process.join(CLOSE_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._connection.close()
+        self.thread.shutdown(wait=False)
+
+    def _answer(self, seconds: float = CALL_SECONDS) -> Any:
+        try:
+            if not self._connection.poll(seconds):
+                self._process.kill()
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise EndedError from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def _work(connection: Connection, settings: ModelSettings) -> None:
+    """Open the model, tell its facts, then draw what comes until there is nothing more."""
+    for name in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to all; the server ends this one in its time
+        signal.signal(name, signal.SIG_IGN)
+    try:
+        pipeline = _open(settings)
+        connection.send(_warm(pipeline, settings.largest_batch))
+    except FewstepError as error:
+        connection.send(error)
+        return
+    except Exception as error:  # of a library: the process ends, and its parent says so in one line
+        connection.send(EngineError(_line(error)))
+        return
+    with contextlib.suppress(EOFError, OSError):  # the server is gone
+        while (task := connection.recv()) is not None:
+            connection.send(_draw(pipeline, connection, *task))
+
+
+def _open(settings: ModelSettings) -> "Pipeline":
+    import torch
+
+    from ...runtime.pipeline import Pipeline
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    return Pipeline.from_pretrained(settings.directory, settings.engine, settings.device)
+
+
+def _warm(pipeline: "Pipeline", largest_batch: int) -> Facts:
+    """Draw at every step count, so that the first request finds all compiled; the last batch is timed."""
+    card = pipeline.card
+    result = pipeline.generate(A_PROMPT)
+    for steps in card.steps or (result.steps,):
+        pipeline.generate(A_PROMPT, steps)
+    pipeline.generate(A_PROMPT, count=largest_batch, batch_size=largest_batch)
+    start = time.perf_counter()
+    pipeline.generate(A_PROMPT, count=largest_batch, batch_size=largest_batch)
+    seconds = time.perf_counter() - start
+    _, height, width, _ = result.arrays.shape
+    scales = card.guidance_range if card.kind == "student" else (1.0, 100.0)
+    return Facts(
+        kind=card.kind,
+        steps=tuple(card.steps),
+        default_steps=result.steps,
+        width=width,
+        height=height,
+        guidance=scales and (scales[0], scales[1]),
+        engine=pipeline.engine_name,
+        reason=pipeline.engine_reason,
+        weights=card.weights,
+        evaluation_seconds=seconds / largest_batch / result.steps,
+    )
+
+
+def _draw(pipeline: "Pipeline", connection: Connection, batch: Batch, previews: bool) -> Drawn | EngineError:
+    def preview(pixels: npt.NDArray[np.uint8]) -> None:
+        connection.send(pixels[0])
+
+    try:
+        result = pipeline.generate(
+            batch.prompts,
+            batch.steps,
+            batch.seeds,
+            guidance=batch.guidance,
+            batch_size=len(batch.prompts),
+        )
+    except Exception as error:  # whatever it is, the next request may fare better
+        return EngineError(_line(error))
+    return Drawn(result.arrays, result.engine, result.timings)
+
+
+def _line(error: Exception) -> str:
+    first = str(error).strip().splitlines()[:1]
+    return f"{type(error).__name__}: {first[0] if first else 'no more is known'}, in process {os.getpid()}"
