@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 HAS_TRITON = find_spec("triton") is not None
 _allowed = True
+_everywhere = False
 
 
 def runs_triton(*tensors: Tensor | None) -> bool:
@@ -45,9 +46,20 @@ def without_kernels() -> Iterator[None]:
         _allowed = before
 
 
-def runs_fused(operand: Tensor) -> bool:
-    """Whether a layer that `apply` has patched runs its fused forward, given its first tensor.
+@contextmanager
+def fused_everywhere() -> Iterator[None]:
+    """Layers that `apply` has patched run their fused forwards on any device for as long as this lasts, in all threads.
 
-    Not while `torch.compile` traces it: the compiler fuses plain torch by itself, and cannot see into a launch.
+    An exporter then sees their operators on a CPU, too, where the references do the work.
     """
-    return runs_triton(operand) and not torch.compiler.is_compiling()
+    global _everywhere
+    before, _everywhere = _everywhere, True
+    try:
+        yield
+    finally:
+        _everywhere = before
+
+
+def runs_fused(operand: Tensor) -> bool:
+    """Whether a layer that `apply` has patched runs its fused forward, given its first tensor."""
+    return _everywhere or runs_triton(operand)

@@ -38,8 +38,9 @@ def apply(module: nn.Module) -> dict[str, int]:
     """Put fused operations into every layer of a network that has them; twice is once.
 
     Parameters, buffers, hooks and names stay as they are; layers of unknown classes, subclasses too, are left alone.
-    On a CPU, in forward-mode differentiation and under `torch.compile` the network computes as before, bit for bit. It
-    is copied and saved as before, too, but cannot be pickled.
+    On a CPU and in forward-mode differentiation the network computes as before, bit for bit. It is copied and saved as
+    before, too, but cannot be pickled. `torch.compile` and `torch.export` see an operator for each call of an operation
+    (`operators.py`), on a CPU within `dispatch.fused_everywhere()`.
 
     Returns:
         How many calls of each operation the network has now: `{"gated_linear_unit": 16, "group_norm_silu": 61, ...}`.

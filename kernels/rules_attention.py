@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .operators import norm_rotary
 from .patch import Rule, Sites, class_name
-from .rotary import norm_rotary
 
 Heads = tuple[Tensor, Tensor, Tensor]
 """Query, key and value (B, N, heads, D)."""

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .operators import timestep_embedding
 from .patch import Rule, holds, sites
-from .timestep_embedding import timestep_embedding
 
 
 def _timestep_text(layer: Any, timestep: Tensor, pooled_projection: Tensor) -> Any:

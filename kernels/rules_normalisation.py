@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .adaptive_norm import adaptive_norm, gated_residual_norm
+from .operators import adaptive_norm, gated_residual_norm
 from .patch import Rule, class_name, sites
 
 _PATH = "diffusers.models.normalization."

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .gated_linear_unit import gated_linear_unit
+from .operators import gated_linear_unit
 from .patch import Rule, holds, sites
 from .rules_normalisation import RMS_NORM, has_norm, modulated, residual_modulated, rms_norm
 from .rules_transformer import gated_stream, modulation

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adaptive_norm import gated_residual
+from .operators import gated_residual
 from .patch import Rule, Sites, holds, sites
 from .rules_normalisation import modulated, residual_modulated
 

@@ -4,8 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .gated_linear_unit import gated_linear_unit
-from .group_norm import group_norm_silu
+from .operators import gated_linear_unit, group_norm_silu
 from .patch import Rule, holds, sites
 
 

@@ -1,4 +1,4 @@
-"""The torch engine: any module of tensors, eager, in float32; on a GPU with fused operations."""
+"""The torch engine: any module of tensors, in float32; on a GPU with fused operations, compiled if wanted."""
 
 from typing import Any
 
@@ -20,14 +20,22 @@ class TorchEngine:
         device: where it runs.
         output: name of the result.
         cuda_graphs: on a GPU, capture the module once for each batch size, and replay it as one launch.
+        compiled: on a GPU, through `torch.compile`, once for each batch size.
     """
 
     def __init__(
-        self, module: nn.Module, device: torch.device, output: str = PIXELS, cuda_graphs: bool = False
+        self,
+        module: nn.Module,
+        device: torch.device,
+        output: str = PIXELS,
+        cuda_graphs: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.module, self.device, self.output = module.to(device).eval(), device, output
         if device.type == "cuda":
             apply(self.module)
+            if compiled:
+                self.module.compile(dynamic=False)
             self._on_cuda = CudaCalls(self.module, device, cuda_graphs)
 
     @torch.inference_mode()

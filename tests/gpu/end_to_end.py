@@ -1,7 +1,7 @@
 """Generation from noise and text states to pictures on the CPU: diffusers eager and compiled, and with our kernels.
 
 Students have random weights; text encoders are left out. All variants run the same loop in bfloat16, UNets with
-channels last. `torch.compile` fuses by itself: kernels and compiler are not combined (`fewstep.kernels.patch`).
+channels last. `torch.compile` keeps kernels as operators and fuses what is around them (`fewstep.kernels.operators`).
 """
 
 import argparse
@@ -52,8 +52,9 @@ VARIANTS = {
     "kernels, graph": Variant(kernels=True, graph=True),
     "compiled": Variant(compiled=True),
     "compiled, graph": Variant(compiled=True, graph=True),
+    "kernels, compiled, graph": Variant(kernels=True, compiled=True, graph=True),
 }
-"""What is compared; `torch.compile` takes longest and comes last."""
+"""What is compared; `torch.compile` takes longest and comes last, first as others use it, then with our kernels."""
 
 
 @dataclass(frozen=True)
@@ -239,12 +240,12 @@ def _rows(opened: Callable[[str], Bench], facts: Row) -> Iterator[Row]:
     yield {**facts, **bench.breakdown(variant, facts["batch"], facts["steps"])}
 
 
-def prepare(name: str, setting: Setting) -> None:
-    """Leave a student's compiled network and decoder in `torch.compile`'s cache on disk."""
+def prepare(name: str, variant: str, setting: Setting) -> None:
+    """Leave a student's network and decoder, compiled as in a variant, in `torch.compile`'s cache on disk."""
     with setting.device:
         bench = Bench(STUDENTS[name](), replace(setting, seconds=0.0))
     for batch in (1, 4):
-        bench.total(VARIANTS["compiled"], batch, 1)
+        bench.total(replace(VARIANTS[variant], graph=False), batch, 1)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -252,11 +253,11 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="receives the numbers")
     parser.add_argument("--seconds", type=float, default=300, help="no generation is begun later than this")
-    parser.add_argument("--prepare", choices=STUDENTS, help="only fill torch.compile's cache")
+    parser.add_argument("--prepare", nargs=2, metavar=("STUDENT", "VARIANT"), help="only fill torch.compile's cache")
     given = parser.parse_args(arguments)
     setting = Setting(torch.device("cuda"))
     if given.prepare:
-        prepare(given.prepare, setting)
+        prepare(*given.prepare, setting)
     else:
         Report(given.out, given.seconds).measure(measurements(STUDENTS, setting))
 

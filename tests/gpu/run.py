@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -31,9 +32,11 @@ ROOT = HERE.parents[1]
 KERNELS, END_TO_END = ["-m", "fewstep.kernels.benchmarks"], [str(HERE / "end_to_end.py")]
 # Libraries here may be of other versions than the project's, and have other warnings.
 PYTEST = ["-m", "pytest", "-m", "gpu", "-q", "-W", "default", "-p", "no:cacheprovider"]
+COMPILED = ("compiled", "kernels, compiled, graph")
+"""Variants of `end_to_end.py` that between them compile everything."""
 PREPARATIONS = [
     *([*KERNELS, "--prepare", str(share), "3"] for share in range(3)),
-    *([*END_TO_END, "--prepare", student] for student in ("SD1.5", "Sana", "built-in", "SDXL")),
+    *([*END_TO_END, "--prepare", *what] for what in product(("SD1.5", "Sana", "built-in", "SDXL"), COMPILED)),
 ]
 MEASUREMENTS = {"kernels": KERNELS, "end_to_end": END_TO_END, "training": [str(HERE / "training_steps.py")]}
 UNTIL = {"tests": 120, "kernels": 220, "end_to_end": 385, "training": 440}

@@ -1,7 +1,7 @@
 """Every section of `make gpu` on the CPU, with tiny networks: what it measures, never how fast."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import picture
@@ -21,6 +21,7 @@ from timeline import Timeline
 from training_steps import measurements as trainings
 
 from fewstep.kernels.benchmarks.report import Report
+from fewstep.kernels.dispatch import fused_everywhere
 from fewstep.runtime.samplers.grid import grid
 from fewstep.runtime.schedule import uniform_times
 from fewstep.training.autoencoder import AutoencoderConfig
@@ -67,6 +68,13 @@ def small_sana() -> Student:
 def small_built_in() -> Student:
     shape = AutoencoderConfig(latent_channels=4, channels=(8, 8), encoder_layers=(0, 1), decoder_layers=(0, 1))
     return built_in(TINY, shape)
+
+
+@pytest.fixture
+def fused() -> Iterator[None]:
+    """Patched layers run their operations, as on a GPU."""
+    with fused_everywhere():
+        yield
 
 
 BUILDERS = {"SD1.5": small_sd, "SDXL": small_sdxl, "Sana": small_sana, "built-in": small_built_in}
@@ -116,7 +124,7 @@ def test_a_student_is_measured_in_every_variant(generated: Path) -> None:
 
 
 @pytest.mark.parametrize("build", BUILDERS.values())
-def test_all_variants_draw_the_same_pictures_in_the_same_stages(build: Callable[[], Student]) -> None:
+def test_all_variants_draw_the_same_pictures_in_the_same_stages(build: Callable[[], Student], fused: None) -> None:
     """Compiled is the built-in student only, for the time it takes."""
     torch.manual_seed(0)
     bench = Bench(build(), SMALL)

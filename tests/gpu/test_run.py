@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import run
 import torch
+from end_to_end import VARIANTS
+from students import STUDENTS
 
 SUITE = """
 import pytest
@@ -71,6 +73,15 @@ def test_every_section_knows_its_arguments(arguments: list[str], capfd: pytest.C
     given = [] if "--prepare" in arguments else ["--out", "none.json", "--seconds", "1"]
     assert run.finish(run.begin([*arguments, *given, "--help"]), 60) == 0
     assert "--seconds" in capfd.readouterr().out
+
+
+def test_everything_that_is_compiled_is_prepared() -> None:
+    prepared, measured = (
+        {(variant.kernels, variant.compiled) for variant in variants}
+        for variants in ([VARIANTS[name] for name in run.COMPILED], VARIANTS.values())
+    )
+    assert prepared == {way for way in measured if way[1]}
+    assert {arguments[-2] for arguments in run.PREPARATIONS if arguments[-1] in run.COMPILED} == set(STUDENTS)
 
 
 def test_a_device_names_a_folder() -> None:
