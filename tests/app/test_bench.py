@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.app.contenders import contenders
-from fewstep.app.engine_table import available
+from fewstep.app.bench.contenders import contenders
+from fewstep.app.bench.engine_table import available
 
 pytestmark = pytest.mark.usefixtures("text")
 

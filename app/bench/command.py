@@ -1,19 +1,21 @@
 """`fewstep bench`: a student beside its teacher, in milliseconds and in quality."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .machine import machine
-from .models import SHIPPED_STUDENT, SHIPPED_TEACHER
-from .tables import SCORES, Column, print_table
+from ..machine import machine
+from ..models import SHIPPED_STUDENT, SHIPPED_TEACHER
+from ..tables import SCORES, Column, print_table
+from .environments import ENVIRONMENTS
 
 if TYPE_CHECKING:
-    from ..runtime.pipeline import Pipeline
-    from ..training.evaluation.features import FeatureNetwork
-    from ..training.evaluation.split import Split
+    from ...runtime.pipeline import Pipeline
+    from ...training.evaluation.features import FeatureNetwork
+    from ...training.evaluation.split import Split
     from .contenders import Contender
 
 BATCHES = (1, 8)
@@ -41,17 +43,33 @@ def bench(
     engines: Annotated[
         bool, typer.Option("--engines", help="Only the student, on every engine, with load time and memory.")
     ] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Only the student, beside diffusers and optimum: results/peers.")
+    ] = False,
+    subject: Annotated[
+        list[str] | None,
+        typer.Option(help="With --peers: student, sd-1.5-tiny or sd-1.5-kl; give it again for several."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="With --peers: threads of every contender.", show_default="torch's")
+    ] = None,
+    environments: Annotated[
+        Path, typer.Option(help="With --peers: where the environments of `make peers` lie.")
+    ] = ENVIRONMENTS,
 ) -> None:
     """Time student and teacher in turns on every engine, beside the teacher's own few-step solvers."""
     if engines:
         _bench_engines(student, out, rounds)
         return
+    if peers:
+        _bench_peers(student, subject or ["student"], environments, rounds, threads, out / "peers")
+        return
     from rich.progress import Progress
 
-    from ..runtime.errors import require
-    from ..runtime.files import write_json
+    from ...runtime.errors import require
+    from ...runtime.files import write_json
+    from ..pareto import save_pareto
     from .contenders import contenders, measure
-    from .pareto import save_pareto
 
     if data is not None:
         require("matplotlib", "eval")  # for the plot, which comes last
@@ -77,7 +95,7 @@ def bench(
 def _bench_engines(student: Path, out: Path, rounds: int) -> None:
     from rich.progress import Progress
 
-    from ..runtime.files import write_json
+    from ...runtime.files import write_json
     from .engine_table import COLUMNS as ENGINE_COLUMNS
     from .engine_table import engine_table
 
@@ -88,8 +106,31 @@ def _bench_engines(student: Path, out: Path, rounds: int) -> None:
     print_table(ENGINE_COLUMNS, rows)
 
 
+def _bench_peers(
+    student: Path, subjects: Sequence[str], environments: Path, rounds: int, threads: int | None, out: Path
+) -> None:
+    from rich.progress import Progress
+
+    from .peer_table import COLUMNS as PEER_COLUMNS
+    from .peers import compare, save_comparison
+
+    for name in subjects:
+        with Progress() as progress:
+            report = partial(progress.update, progress.add_task(name, total=None))
+            entry = compare(
+                name,
+                student,
+                environments,
+                rounds,
+                threads,
+                lambda what, done, total: report(description=what, completed=done, total=total),  # noqa: B023
+            )
+        save_comparison(name, entry, out)
+        print_table(PEER_COLUMNS, entry["rows"], f"{name}: {entry['how']}")
+
+
 def _row(contender: "Contender", reference: "Contender") -> dict[str, Any]:
-    from ..training.evaluation.model import Setting, drawing
+    from ...training.evaluation.model import Setting, drawing
 
     kind = contender.pipeline.card.kind
     how = drawing(contender.pipeline, Setting(steps=contender.steps, sampler=contender.sampler))
@@ -103,9 +144,9 @@ def _row(contender: "Contender", reference: "Contender") -> dict[str, Any]:
 
 
 def _open_data(data: Path, pipeline: "Pipeline") -> tuple["Split", "FeatureNetwork"]:
-    from ..training.evaluation.features import FeatureNetwork
-    from ..training.evaluation.model import evaluation_progress
-    from ..training.evaluation.split import open_split
+    from ...training.evaluation.features import FeatureNetwork
+    from ...training.evaluation.model import evaluation_progress
+    from ...training.evaluation.split import open_split
 
     network = FeatureNetwork().to(pipeline.device)
     with evaluation_progress() as report:
@@ -120,7 +161,7 @@ def _evaluate(
     count: int,
 ) -> None:
     """Add scores against the pictures of `split` to the rows; each engine of a student is scored by its own images."""
-    from ..training.evaluation.model import Setting, evaluate_once, evaluation_progress
+    from ...training.evaluation.model import Setting, evaluate_once, evaluation_progress
 
     names = [*(score.name for score in SCORES), "match_style_at_1", "images"]
     for contender, row in zip(listed, rows, strict=True):
@@ -139,8 +180,8 @@ def _point(row: dict[str, Any]) -> dict[str, Any]:
 
 def _save_pictures(teacher: "Contender", student: "Contender", split: "Split", path: Path) -> None:
     """The first captions of the evaluation: real pictures, the teacher's, the student's, with the same seeds."""
-    from ..training.evaluation.sheet import save_sheet
-    from ..training.evaluation.split import prompt_positions
+    from ...training.evaluation.sheet import save_sheet
+    from ...training.evaluation.split import prompt_positions
 
     images = split.images
     positions = prompt_positions(len(images.captions), PICTURES)

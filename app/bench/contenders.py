@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..runtime.artefact import read_card
-from ..runtime.engines import ENGINES
-from ..runtime.errors import FewstepError
-from ..runtime.pipeline import DEFAULT_TEACHER_STEPS, Pipeline
-from ..runtime.wording import in_steps
+from ...runtime.artefact import read_card
+from ...runtime.engines import ENGINES
+from ...runtime.errors import FewstepError
+from ...runtime.pipeline import DEFAULT_TEACHER_STEPS, Pipeline
+from ...runtime.wording import in_steps
 
 PROMPTS = ("red rocket", "yellow star", "blue car", "green tree", "orange cat", "pink heart", "round clock", "house")
 SAMPLER = "dpm++2m"
