@@ -92,7 +92,7 @@ share = $$(awk 'BEGIN { print $(MINUTES) * $(1) / 100 }')
 	@touch $@
 
 .venv/develop.done: .venv/generate.done
-	$(INSTALL) --editable ".[train,eval,onnx,openvino,dev]"
+	$(INSTALL) --editable ".[train,eval,onnx,openvino,serve,dev]"
 	@touch $@
 
 # mypy and editors cannot follow an editable install whose folders have other names: give them links.

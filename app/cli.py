@@ -7,7 +7,9 @@ from typing import NoReturn
 import typer
 
 from ..runtime.errors import FewstepError
-from . import bench, data, doctor, engines, evaluate, export, generate, ladder, report, train
+from . import data, doctor, engines, evaluate, export, generate, ladder, load, report, train
+from .bench.command import bench
+from .serve import command as serve
 
 INTERRUPTED = 130
 """What Typer exits with after Ctrl-C."""
@@ -25,9 +27,12 @@ app.command("export")(export.export)
 app.add_typer(engines.app, name="engines")
 app.command("doctor")(doctor.doctor)
 app.command("evaluate")(evaluate.evaluate)
-app.command("bench")(bench.bench)
+app.command("bench")(bench)
 app.command("ladder")(ladder.ladder)
 app.command("report")(report.report)
+app.command("load")(load.load)
+app.command("serve")(serve.serve)
+app.command("key")(serve.key)
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ def _row(engine: "StoredEngine") -> Row:
         "student": engine.folder.parent.parent.name,
         "target": engine.target,
         "precision": engine.precision,
-        "steps": engine.steps,
+        "steps": engine.steps or "any",
         "size": engine.size / MEGABYTE,
         "last_used": f"{used:%Y-%m-%d %H:%M}",
         "state": engine.state,

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..runtime.engines import ENGINES
+from ..runtime.wording import either
 from .tables import SCORES, Column, print_table
 
 
@@ -20,7 +22,7 @@ def evaluate(
     sampler: Annotated[str | None, typer.Option(help="For a teacher: ddim, euler, heun, dpm++2m, sde-dpm++2m.")] = None,
     guidance: Annotated[float | None, typer.Option(help="For a teacher: classifier-free guidance scale.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image.")] = 0,
-    engine: Annotated[str, typer.Option(help="auto, torch, onnx or openvino.")] = "auto",
+    engine: Annotated[str, typer.Option(help=f"{either(('auto', 'torch', *ENGINES))}.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per engine call.")] = 32,
 ) -> None:
     """Write FD-EffLite0, KID, precision, recall, coverage, match@1 and diversity into DIRECTORY/evaluation/."""
@@ -28,7 +30,7 @@ def evaluate(
     from ..training.evaluation.features import FeatureNetwork
     from ..training.evaluation.model import Setting, evaluate_once, evaluate_open, evaluation_progress
     from ..training.evaluation.split import open_split
-    from .contenders import open_teacher
+    from .bench.contenders import open_teacher
 
     pipeline = Pipeline.from_pretrained(directory, engine)
     teacher = open_teacher(against) if against else None

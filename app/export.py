@@ -1,41 +1,67 @@
-"""`fewstep export`: a student becomes an engine or several, or the reason why not is given."""
+"""`fewstep export`: a model becomes an engine or several, or the reason why not is given."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..runtime.engines import ENGINES
 from ..runtime.errors import FewstepError
+from ..runtime.wording import either
+from .match import score_if_possible
 from .models import SHIPPED_STUDENT
 
 if TYPE_CHECKING:
     from ..export.export import Request
 
+DEFAULT_TARGET = "openvino"
+
 
 def export(
     directory: Annotated[
-        Path, typer.Argument(help="The student's directory.", show_default="the shipped student")
+        Path,
+        typer.Argument(
+            help="The student's directory, or with --shape parts a teacher's.", show_default="the shipped student"
+        ),
     ] = SHIPPED_STUDENT,
     to: Annotated[
-        list[str] | None, typer.Option(help="onnx or openvino; give it again for several.", show_default="openvino")
+        list[str] | None,
+        typer.Option(help=f"{either(ENGINES)}; give it again for several.", show_default=DEFAULT_TARGET),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every target whose library is installed.")] = False,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            help="fused: a step count's whole trajectory as one graph; or parts: each network as one, for every step "
+            "count and sampler, laid out as Hugging Face optimum does.",
+            show_default="fused, or parts for a model with text encoders of its own",
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Step count, for a student that knows several.")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32 or bf16; default: the target's fastest that passes parity.")
+        str | None,
+        typer.Option(
+            help="fp32, bf16, int8, int8static, w8, w4, ...; default: the target's fastest of full precision."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Pictures it was trained on: in few bits, its match@1 on them must not fall.")
     ] = None,
 ) -> None:
-    """Write the whole trajectory as one graph beside the student, after comparing its images with torch's."""
-    from ..export.export import check_request, export_source
+    """Write the graphs of a model beside it, after comparing its images with torch's."""
+    from ..export.export import check_request, export_source, open_source
     from ..export.source import Source
 
     if to and every:
         raise FewstepError("--all exports to every target: leave --to out, or give --to alone")
-    requests = _every(precision) if every else [check_request(target, precision) for target in to or ["openvino"]]
-    source, refused = Source(directory, steps), False
+    requests = _every(precision) if every else [check_request(target, precision) for target in to or [DEFAULT_TARGET]]
+    source, refused = open_source(directory, shape, steps), False
+    if source.steps is None and shape is None:
+        typer.echo(f"{directory} has text encoders of its own: it is exported in parts, for every step count", err=True)
     for request in requests:
         try:
-            typer.echo(export_source(source, request))
+            score = score_if_possible(source, request.precision, data) if isinstance(source, Source) else None
+            typer.echo(export_source(source, request, score))
         except FewstepError as error:
             typer.echo(f"fewstep: {error}", err=True)
             refused = True

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..runtime.engines import ENGINES
 from ..runtime.errors import FewstepError
-from ..runtime.wording import in_steps
+from ..runtime.wording import either, in_steps
 from .models import SHIPPED_STUDENT
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the first image; one seed gives one image.")] = 0,
     count: Annotated[int, typer.Option(help="Images to make, with seeds counting up.")] = 1,
     engine: Annotated[
-        str, typer.Option(help="auto, torch, onnx or openvino; auto takes the fastest exported one.")
+        str, typer.Option(help=f"{either(('auto', 'torch', *ENGINES))}; auto takes the fastest of them here.")
     ] = "auto",
     teacher: Annotated[Path | None, typer.Option(help="Also let this teacher draw, and compare the times.")] = None,
 ) -> None:

@@ -1,6 +1,8 @@
 """Where a refused engine goes wrong: the first value inside a graph that differs from torch's, found by bisection."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,21 @@ from ..runtime.engines import Arrays
 from .fold import drop_unused
 from .graph import Graph
 
-THRESHOLDS = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.3}
+THRESHOLDS = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.3, "int8static": 0.3, "fp8": 0.3, "w8": 0.1, "w4": 0.5}
 """Largest difference that passes, in units of the value's largest magnitude: some twenty times what rounding costs."""
 
 
-def first_difference(graph: Graph, run: Callable[[Any], Arrays], inputs: Mapping[str, Tensor], precision: str) -> str:
+LONGEST = 300.0
+"""Seconds after which no further part is built: where that takes minutes, a stretch of the graph is named."""
+
+
+def first_difference(
+    graph: Graph,
+    run: Callable[[Graph], Arrays],
+    inputs: Mapping[str, Tensor],
+    precision: str,
+    longest: float = LONGEST,
+) -> str:
     """Name the first value that differs, its operator and the module it belongs to.
 
     A graph of n values is run about log2(n) times, each time up to another cut: the values known by then that are
@@ -25,33 +37,39 @@ def first_difference(graph: Graph, run: Callable[[Any], Arrays], inputs: Mapping
 
     Args:
         graph: translated from torch, before the target took it.
-        run: builds an `onnx.ModelProto` for the target and runs it on those of `inputs` that it has; may raise whatever
+        run: builds a part of the graph for the target and runs it on those of `inputs` that it has; may raise whatever
             it likes, which counts as a difference.
         inputs: of one batch size, in the order of the program's.
         precision: a key of `THRESHOLDS`.
+        longest: seconds after which no further cut is tried.
 
     Returns:
-        Such as `conv2d_1 (Conv) in network.patch_embed`; empty if the whole graph agrees, or not even its beginning
-        runs.
+        Such as `conv2d_1 (Conv) in network.patch_embed`, with the first that may be meant before it where time ran out;
+        empty if the whole graph agrees, or not even its beginning runs.
     """
+    end = time.monotonic() + longest
     search = _Search(graph, run, tuple(inputs.values()), THRESHOLDS[precision])
     right, wrong = -1, len(search.names) - 1
     if not search.runs(0):
         return ""
-    while wrong - right > 1:
+    while wrong - right > 1 and time.monotonic() < end:
         middle = (right + wrong) // 2
         if search.differs(middle):
             wrong = middle
         else:
             right = middle
-    agrees = wrong == len(search.names) - 1 and not search.differs(wrong)
-    return "" if agrees else search.place(wrong)
+    if wrong == len(search.names) - 1 and not search.differs(wrong):
+        return ""
+    found = search.place(wrong)
+    return found if wrong - right == 1 else f"one from {search.place(right + 1)} to {found}"
 
 
 class _Search:
     """The values of a graph that torch knows too, in the order in which the graph computes them."""
 
-    def __init__(self, graph: Graph, run: Callable[[Any], Arrays], inputs: Sequence[Tensor], threshold: float) -> None:
+    def __init__(
+        self, graph: Graph, run: Callable[[Graph], Arrays], inputs: Sequence[Tensor], threshold: float
+    ) -> None:
         self.graph, self.run, self.inputs, self.threshold = graph, run, inputs, threshold
         self.program = graph.program.module()
         self.nodes = _known_to_torch(graph)
@@ -63,7 +81,7 @@ class _Search:
         """Whether a value of the cut after this position does, or the graph up to there does not run."""
         cut = [name for name in self.names[: position + 1] if self.last_use[name] > position]
         try:
-            found = self.run(_up_to(self.graph.model, cut))
+            found = self.run(_up_to(self.graph, cut))
         except Exception:  # each library raises errors of its own
             return True
         expected = _Recorder(self.program).record({self.nodes[name].name: name for name in cut}, self.inputs)
@@ -72,7 +90,7 @@ class _Search:
     def runs(self, position: int) -> bool:
         """Whether the graph up to a value runs."""
         try:
-            self.run(_up_to(self.graph.model, [self.names[position]]))
+            self.run(_up_to(self.graph, [self.names[position]]))
         except Exception:
             return False
         return True
@@ -138,13 +156,13 @@ def _last_uses(graph: Any, names: Sequence[str]) -> dict[str, int]:
     return last
 
 
-def _up_to(model: Any, names: Sequence[str]) -> Any:
+def _up_to(graph: Graph, names: Sequence[str]) -> Graph:
     """The part of a graph that computes some of its values, without the inputs that it does not need."""
     from onnx import ModelProto, TensorProto, helper
 
     part = ModelProto()
-    part.CopyFrom(model)
-    outputs = {value.name: value for value in model.graph.output}
+    part.CopyFrom(graph.model)
+    outputs = {value.name: value for value in graph.model.graph.output}
     floats = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names}
     del part.graph.output[:]
     part.graph.output.extend((floats | outputs)[name] for name in names)
@@ -152,4 +170,4 @@ def _up_to(model: Any, names: Sequence[str]) -> Any:
     used = {name for node in part.graph.node for name in node.input}
     for value in [value for value in part.graph.input if value.name not in used]:
         part.graph.input.remove(value)
-    return part
+    return replace(graph, model=part)

@@ -1,19 +1,19 @@
 """`fewstep export`: a student and a step count become an engine, checked and measured before it is kept."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from ..runtime.engines import Engine, Engines, engine_module, load_engines
+from ..runtime.artefact import has_text_encoders
+from ..runtime.engines import Engine, engine_module
 from ..runtime.engines.auto import take_turns
 from ..runtime.engines.device import this_device
 from ..runtime.engines.manifest import (
     FORMAT,
     Manifest,
     State,
+    files_in,
     kernel_versions,
     kind_of,
     read_manifest,
@@ -23,12 +23,17 @@ from ..runtime.engines.manifest import (
 from ..runtime.engines.store import beyond, engines_bound, exclusive, list_engines, remove_engine
 from ..runtime.errors import FewstepError, require
 from ..runtime.files import atomic_path, read_json, sha256_of, write_json
-from . import onnx, openvino, tensorrt
+from . import aoti, onnx, openvino, tensorrt
+from .calibration import record
 from .differences import END_TO_END
 from .gate import REPORT, Gate
 from .graph import Graph
-from .parity import PROMPTS, Score, make_inputs
+from .large import digest
+from .parity import ParityReport, Score, Trial
+from .parts import PartsSource
 from .source import Source
+
+SHAPES = ("fused", "parts")
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,19 @@ class Target:
 
     Args:
         precisions: gives what it can be built in on this machine, the default first.
-        write: `write(graph, folder, name, precision)` writes one `onnx.ModelProto`; gives what it kept in higher
-            precision, by rule, if it has such rules.
+        write: `write(graph, folder, name, precision)` writes one graph; gives what it kept in higher precision, by
+            rule, if it has such rules.
     """
 
     precisions: Callable[[], tuple[str, ...]]
-    write: Callable[[Any, Path, str, str], Mapping[str, Any] | None]
+    write: Callable[[Graph, Path, str, str], Mapping[str, Any] | None]
 
 
 TARGETS: dict[str, Target] = {
     "onnx": Target(onnx.precisions, onnx.write),
     "openvino": Target(openvino.precisions, openvino.write),
     "tensorrt": Target(tensorrt.precisions, tensorrt.write),
+    "aoti": Target(aoti.precisions, aoti.write),
 }
 """Every target by name; a new one is a file here, a file in `runtime/engines` and a line in each table."""
 
@@ -66,6 +72,47 @@ class Request:
     target: str
     precision: str
     library: str
+
+
+class Exportable(Protocol):
+    """A model in one shape of export; `Source` and `PartsSource` say more."""
+
+    directory: Path
+    key: str
+
+    @property
+    def steps(self) -> int | None:
+        """Network evaluations; None where all step counts are served."""
+        ...
+
+    @property
+    def graphs(self) -> Mapping[str, Graph]:
+        """What the target is given, by name."""
+        ...
+
+    def require_target(self, target: str) -> None:
+        """Raise `FewstepError` for a target that does not take this shape."""
+        ...
+
+    def place(self, folder: Path, name: str, target: str) -> tuple[Path, str]:
+        """Where the file of a graph goes, and its name without the suffix."""
+        ...
+
+    def furnish(self, folder: Path) -> None:
+        """Write what goes beside the graphs."""
+        ...
+
+    def open(self, folder: Path, manifest: Manifest) -> Any:
+        """What was written."""
+        ...
+
+    def compare(self, opened: Any, precision: str, score: Score | None) -> tuple[ParityReport, Trial]:
+        """Compare it with torch in float32; see `parity.judge`."""
+        ...
+
+    def calls(self, opened: Any) -> Mapping[str, Callable[[], object]]:
+        """One image to be measured, drawn by the `engine` and by `torch`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -99,6 +146,29 @@ def export_student(
     return export_source(Source(directory, steps), check_request(target, precision))
 
 
+def open_source(directory: Path, shape: str | None = None, steps: int | None = None) -> Exportable:
+    """What is exported of a model.
+
+    Args:
+        directory: the model's.
+        shape: `fused`, a whole trajectory as one graph, or `parts`; None takes parts for what has text encoders of its
+            own.
+        steps: of a trajectory; parts serve every step count.
+
+    Raises:
+        FewstepError: the model cannot be exported in this shape.
+    """
+    if shape is None:
+        shape = "parts" if has_text_encoders(directory) else "fused"
+    if shape not in SHAPES:
+        raise FewstepError(f"unknown shape {shape!r}: choose {' or '.join(SHAPES)}")
+    if shape == "fused":
+        return Source(directory, steps)
+    if steps is not None:
+        raise FewstepError("an export in parts serves every step count: leave --steps out")
+    return PartsSource(directory)
+
+
 def check_request(target: str, precision: str | None = None) -> Request:
     """Find out whether this machine can build a target.
 
@@ -118,22 +188,23 @@ def check_request(target: str, precision: str | None = None) -> Request:
     return Request(target, precision or possible[0], library)
 
 
-def export_source(source: Source, request: Request, score: Score | None = None) -> ExportReport:
-    """Export a student as an engine beside it, `DIR/engines/<target>-<precision>-<steps>step-<key>/`.
+def export_source(source: Exportable, request: Request, score: Score | None = None) -> ExportReport:
+    """Export a model as an engine beside it, `DIR/engines/<target>-<precision>-<steps>step-<key>/` or `-parts-<key>/`.
 
     The engine appears whole, after its images agreed with torch's, or not at all. One that is there and still holds is
     kept as it is. One process at a time builds beside a student; another waits, and takes what it then finds. What has
     become useless of the same target, precision and steps goes, and the longest unused beyond `engines_bound()`.
 
     Args:
-        source: the student.
+        source: the model.
         request: what for.
         score: of its drawings, which must not fall either; see `parity.Score`.
 
     Raises:
-        FewstepError: a library is missing, the student cannot be exported, or the engine did not pass the gate, which
-            left its report in `DIR/refused/<target>-<precision>-<steps>step/`.
+        FewstepError: a library is missing, the model cannot be exported, or the engine did not pass the gate, which
+            left its report in `DIR/refused/`, in a folder of the same name without the key.
     """
+    source.require_target(request.target)
     bound = engines_bound()
     found = _find(source, request)
     if found:
@@ -149,7 +220,7 @@ def export_source(source: Source, request: Request, score: Score | None = None) 
     return made
 
 
-def _find(source: Source, request: Request) -> ExportReport | None:
+def _find(source: Exportable, request: Request) -> ExportReport | None:
     """The engine that is there already, if it holds."""
     for folder in sorted((source.directory / "engines").glob(f"{_kind(source, request)}-*")):
         try:
@@ -173,7 +244,7 @@ def _tidy(made: ExportReport, bound: float) -> None:
             remove_engine(engine.folder)
 
 
-def _build(source: Source, request: Request, score: Score | None) -> ExportReport:
+def _build(source: Exportable, request: Request, score: Score | None) -> ExportReport:
     """Write the graphs, and keep them once it is known what they draw and how fast."""
     target, precision = request.target, request.precision
     draft = Manifest(
@@ -182,7 +253,7 @@ def _build(source: Source, request: Request, score: Score | None) -> ExportRepor
         precision=precision,
         steps=source.steps,
         built_from=source.key,
-        graphs={name: _digest(graph) for name, graph in source.graphs.items()},
+        graphs={name: digest(graph.model) for name, graph in source.graphs.items()},
         shapes={name: _shapes(graph) for name, graph in source.graphs.items()},
         sensitive={},
         kernels=kernel_versions(),
@@ -191,21 +262,22 @@ def _build(source: Source, request: Request, score: Score | None) -> ExportRepor
         files={},
         milliseconds={},
         report=REPORT,
+        calibration=record(precision),
     )
     folder, gate = source.directory / "engines" / draft.folder_name, _gate(source, request)
     try:
         with atomic_path(folder) as staging:
             staging.mkdir()
             with gate.building():
-                write = TARGETS[target].write
-                kept = {name: write(graph.model, staging, name, precision) for name, graph in source.graphs.items()}
-                engines = source.at_its_guidance(load_engines(staging, draft))
-            write_json(staging / REPORT, asdict(gate.check(engines, score)))
+                kept = {name: _write(source, request, name, staging) for name in source.graphs}
+                source.furnish(staging)
+                opened = source.open(staging, draft)
+            write_json(staging / REPORT, asdict(gate.judge(*source.compare(opened, precision, score))))
             manifest = replace(
                 draft,
                 sensitive={name: rules for name, rules in kept.items() if rules},
-                files={path.name: sha256_of(path) for path in sorted(staging.iterdir())},
-                milliseconds=_measure(source, engines),
+                files={name: sha256_of(path) for name, path in files_in(staging).items()},
+                milliseconds=take_turns(source.calls(opened)),
             )
             write_manifest(staging, manifest)
     finally:
@@ -214,37 +286,36 @@ def _build(source: Source, request: Request, score: Score | None) -> ExportRepor
     return ExportReport(folder, manifest, reused=False)
 
 
-def _gate(source: Source, request: Request) -> Gate:
-    def build(graph: Any, folder: Path) -> Engine:
+def _write(source: Exportable, request: Request, name: str, folder: Path) -> Mapping[str, Any] | None:
+    place, file = source.place(folder, name, request.target)
+    place.mkdir(exist_ok=True)
+    return TARGETS[request.target].write(source.graphs[name], place, file, request.precision)
+
+
+def _gate(source: Exportable, request: Request) -> Gate:
+    def build(graph: Graph, folder: Path) -> Engine:
         TARGETS[request.target].write(graph, folder, "probe", request.precision)
         return engine_module(request.target).load(folder, "probe", request.precision)
 
     return Gate(
         target=request.target,
         precision=request.precision,
-        reference=source.reference,
-        tokenize=source.encoder.tokenize,
         graphs=source.graphs,
         build=build,
         refused=source.directory / "refused" / _kind(source, request),
     )
 
 
-def _kind(source: Source, request: Request) -> str:
+def _kind(source: Exportable, request: Request) -> str:
     return kind_of(request.target, request.precision, source.steps)
 
 
-def _digest(graph: Graph) -> str:
-    return hashlib.sha256(graph.model.SerializeToString(deterministic=True)).hexdigest()
-
-
 def _shapes(graph: Graph) -> dict[str, list[int | str]]:
-    """Of inputs and outputs; only the batch is no number."""
+    """Of inputs and outputs; what is no number is dynamic."""
     values = (*graph.model.graph.input, *graph.model.graph.output)
-    return {value.name: [size.dim_value or "batch" for size in value.type.tensor_type.shape.dim] for value in values}
+    return {value.name: [_size(size) for size in value.type.tensor_type.shape.dim] for value in values}
 
 
-def _measure(source: Source, engines: Engines) -> dict[str, float]:
-    """Median milliseconds of one image from token ids to pixels, with the engine and with torch where it would run."""
-    one_image = make_inputs(source.encoder.tokenize, source.reference, PROMPTS[:1], [0])
-    return take_turns({"engine": partial(engines, *one_image), "torch": partial(source.contender, *one_image)})
+def _size(dimension: Any) -> int | str:
+    size: int | str = dimension.dim_value or dimension.dim_param or "batch"
+    return size

@@ -12,14 +12,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..runtime.engines import Arrays, Engine, Engines
+from ..runtime.engines import Arrays, Engine
 from ..runtime.errors import FewstepError
 from ..runtime.files import atomic_path, write_json
-from ..runtime.text import Tokenizer
 from .diagnosis import first_difference
 from .differences import END_TO_END, TOLERANCES
 from .graph import Graph
-from .parity import Failure, ParityReport, Score, Trial, check_parity, first_line
+from .parity import Failure, ParityReport, Trial, first_line
 from .pictures import save_side_by_side
 
 REPORT, PICTURES = "parity.json", "pictures.png"
@@ -32,19 +31,15 @@ class Gate:
     Args:
         target: name of the engine.
         precision: of its arithmetic.
-        reference: torch, in float32.
-        tokenize: makes prompts into the text encoders' inputs.
         graphs: what the target is given, by part.
-        build: `build(model, folder)` makes the target's engine of any `onnx.ModelProto`.
+        build: `build(graph, folder)` makes the target's engine of a graph or a part of one.
         refused: the folder of the report, which goes when an engine passes.
     """
 
     target: str
     precision: str
-    reference: Engines
-    tokenize: Tokenizer
     graphs: Mapping[str, Graph]
-    build: Callable[[Any, Path], Engine]
+    build: Callable[[Graph, Path], Engine]
     refused: Path
 
     @contextmanager
@@ -65,18 +60,16 @@ class Gate:
             failure = Failure("build", reason, place=next(filter(None, places), ""))
             self._refuse(ParityReport(self.target, self.precision, 0, {}, TOLERANCES[self.precision], failure=failure))
 
-    def check(self, engines: Engines, score: Score | None = None) -> ParityReport:
-        """Compare with torch, and find where what differs begins to.
+    def judge(self, report: ParityReport, trial: Trial) -> ParityReport:
+        """Let an engine pass, or find where what differs from torch begins to.
 
         Args:
-            engines: the exported graphs.
-            score: see `check_parity`.
+            report: of the comparison.
+            trial: the batch that shows the failure, if there is one.
 
         Raises:
             FewstepError: a part differs by more than the precision allows, or the score falls.
         """
-        engines = replace(engines, name=self.target)
-        report, trial = check_parity(self.reference, engines, self.tokenize, self.precision, score)
         failure = report.failure
         if failure:
             place = self._place(failure.part, _tensors(trial.inputs.get(failure.part, {})))
@@ -89,7 +82,7 @@ class Gate:
     def _builds(self, graph: Graph) -> bool:
         try:
             with TemporaryDirectory() as folder:
-                self.build(graph.model, Path(folder))
+                self.build(graph, Path(folder))
         except Exception:
             return False
         return True
@@ -101,13 +94,14 @@ class Gate:
         graph = self.graphs[part]
         batch = len(next(iter(inputs.values())))
         given = {
-            name: inputs.get(name, value[:1].expand(batch, *value.shape[1:])) for name, value in graph.example.items()
+            name: inputs[name] if name in inputs else value[:1].expand(batch, *value.shape[1:])
+            for name, value in graph.example.items()
         }
 
-        def run(model: Any) -> Arrays:
-            arrays = {value.name: given[value.name].numpy() for value in model.graph.input}
+        def run(part: Graph) -> Arrays:
+            arrays = {name: given[name].numpy() for name in part.inputs}
             with TemporaryDirectory() as folder:
-                return self.build(model, Path(folder))(**arrays)
+                return self.build(part, Path(folder))(**arrays)
 
         return first_difference(graph, run, given, self.precision)
 

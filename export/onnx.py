@@ -1,34 +1,38 @@
-"""The ONNX target: the graph as it is, in float32, for ONNX Runtime and whatever else reads ONNX; or in int8."""
+"""The ONNX target: the graph as it is, in float32, for ONNX Runtime and whatever else reads ONNX; or in few bits."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..runtime.engines.onnx import SUFFIX
-from .int8 import write_int8
+from .graph import Graph
+from .int8 import write_int8, write_static_int8
+from .large import save
+from .weight_only import BITS, write_onnx
 
 
 def precisions() -> tuple[str, ...]:
     """What this target is built in, the default first."""
-    return ("fp32", "int8")
+    return ("fp32", "int8", "int8static", *BITS)
 
 
-def write(graph: Any, folder: Path, name: str, precision: str) -> Mapping[str, int] | None:
+def write(graph: Graph, folder: Path, name: str, precision: str) -> Mapping[str, int] | None:
     """Write the file that the onnx engine loads.
 
     Args:
-        graph: an `onnx.ModelProto`.
+        graph: what to write.
         folder: where to.
         name: of the file, without its suffix.
         precision: one of `precisions()`.
 
     Returns:
-        What int8 leaves in float32, by rule.
+        What few bits leave in float32, by rule.
     """
-    import onnx
-
     path = folder / f"{name}{SUFFIX}"
     if precision == "int8":
-        return write_int8(graph, path)
-    onnx.save(graph, path)
+        return write_int8(graph.model, path)
+    if precision == "int8static":
+        return write_static_int8(graph.model, path, graph.samples())
+    if precision in BITS:
+        return write_onnx(graph.model, path, precision)
+    save(graph.model, path)
     return None

@@ -1,28 +1,43 @@
 """The OpenVINO target, made from the ONNX graph."""
 
+from collections.abc import Mapping
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from ..runtime.engines.openvino import SUFFIX, has_bf16
 from ..runtime.errors import require
+from .graph import Graph
+from .large import readable
+from .weight_only import BITS, compressed
 
 
 def precisions() -> tuple[str, ...]:
     """What this target is built in on this CPU, the default first."""
-    return ("bf16", "fp32") if has_bf16() else ("fp32",)
+    in_full = ("bf16", "fp32") if has_bf16() else ("fp32",)
+    return (*in_full, *BITS) if find_spec("nncf") else in_full
 
 
-def write(graph: Any, folder: Path, name: str, precision: str) -> None:
+def write(graph: Graph, folder: Path, name: str, precision: str) -> Mapping[str, int] | None:
     """Write the files that the openvino engine loads.
 
     Args:
-        graph: an `onnx.ModelProto`.
+        graph: what to write.
         folder: where to.
         name: of the files, without their suffix.
         precision: one of `precisions()`.
+
+    Returns:
+        What few bits leave in full precision, by rule.
     """
-    openvino = require("openvino", "openvino")
-    model = openvino.Core().read_model(graph.SerializeToString())
+    openvino, path = require("openvino", "openvino"), folder / f"{name}{SUFFIX}"
     # Stored in float32 whatever the precision, which only says how the engine computes. Float16 halves the file but
     # makes small constants zero, such as the 1e-15 that keeps linear attention from dividing 0 by 0.
-    openvino.save_model(model, folder / f"{name}{SUFFIX}", compress_to_fp16=False)
+    save = partial(openvino.save_model, output_model=path, compress_to_fp16=False)
+    if precision in BITS:
+        model, kept = compressed(graph.model, precision)
+        save(model)
+        return kept
+    with readable(graph.model) as source:
+        save(openvino.Core().read_model(source))
+    return None

@@ -31,12 +31,8 @@ LARGEST_DROP = 0.02
 Score = Callable[[Engines], float]
 """How well engines draw, as a share of their pictures (match@1, say); the same prompts and seeds at every call."""
 
-_MEASURE = {TEXT_ENCODER: tensor_measures, TRAJECTORY: pixel_measures, END_TO_END: image_measures}
-_NAMES = {
-    TEXT_ENCODER: "its text encoder",
-    TRAJECTORY: "its trajectory",
-    END_TO_END: "its text encoder and trajectory in turn",
-}
+Measure = Callable[[Any, Any], list[Measures]]
+_MEASURE: Mapping[str, Measure] = {TRAJECTORY: pixel_measures, END_TO_END: image_measures}
 
 
 @dataclass(frozen=True)
@@ -47,21 +43,30 @@ class Trial:
         prompts: B of them.
         seeds: of their noise.
         inputs: of each part.
-        expected: what torch makes of them: states (B, L, D), pixels (B, H, W, 3), pixels.
+        expected: what torch makes of them: one array, such as states (B, L, D) or pixels (B, H, W, 3), or several.
         found: what the engine makes of them; a part that cannot run is missing.
         errors: why it cannot.
+        setting: how the images were made, where there is more than one way.
     """
 
     prompts: Sequence[str]
     seeds: Sequence[int]
     inputs: Mapping[str, Arrays]
-    expected: Arrays
-    found: Arrays
+    expected: Mapping[str, Any]
+    found: Mapping[str, Any]
     errors: Mapping[str, str]
+    setting: str = ""
 
     def measures(self, part: str) -> list[Measures]:
         """Distances of each image; none if the part could not run."""
-        return _MEASURE[part](self.found[part], self.expected[part]) if part in self.found else []
+        if part not in self.found:
+            return []
+        found, expected = self.found[part], self.expected[part]
+        if isinstance(expected, dict):
+            each = [tensor_measures(found[name], expected[name]) for name in expected]
+            return [worst(measures) for measures in zip(*each, strict=True)]
+        measure: Measure = _MEASURE.get(part, tensor_measures)
+        return measure(found, expected)
 
 
 @dataclass(frozen=True)
@@ -134,24 +139,43 @@ def check_parity(
     Returns:
         The report, and the batch that shows the failure or, if there is none, the largest.
     """
-    tolerance = TOLERANCES[precision]
-    trials = []
-    for batch, end in zip(BATCHES, accumulate(BATCHES), strict=True):
-        trials.append(_trial(reference, engines, tokenize, range(end - batch, end)))
+    trials = [_trial(reference, engines, tokenize, seeds) for seeds in seeds_of_batches()]
+    report, trial = judge(engines.name, precision, TOLERANCES[precision], trials)
+    if score and not report.failure:
+        report = with_quality(report, score(reference), score(engines))
+    return report, trial
+
+
+def seeds_of_batches() -> list[range]:
+    """The seeds of every batch that is compared."""
+    return [range(end - batch, end) for batch, end in zip(BATCHES, accumulate(BATCHES), strict=True)]
+
+
+def judge(
+    target: str, precision: str, tolerance: Mapping[str, Measures], trials: Sequence[Trial]
+) -> tuple[ParityReport, Trial]:
+    """What trials say of an engine, and the one that shows the failure or, if there is none, the last.
+
+    Args:
+        target: name of the engine.
+        precision: of its arithmetic.
+        tolerance: what each measure may be, by part, in the order in which the parts run.
+        trials: each with all those parts.
+    """
     measured = {part: [trial.measures(part) for trial in trials] for part in tolerance}
     report = ParityReport(
-        target=engines.name,
+        target=target,
         precision=precision,
-        images=sum(BATCHES),
+        images=sum(len(trial.seeds) for trial in trials),
         worst={part: worst(list(chain(*batches))) for part, batches in measured.items() if any(batches)},
         tolerance=tolerance,
     )
     for part, batches in measured.items():
         for trial, measures in zip(trials, batches, strict=True):
-            failure = _failure(trial, part, measures, tolerance[part])
+            failure = _failure(trial, part, measures, tolerance)
             if failure:
                 return replace(report, failure=failure), trial
-    return (_with_quality(report, score(reference), score(engines)) if score else report), trials[-1]
+    return report, trials[-1]
 
 
 def make_inputs(
@@ -174,6 +198,11 @@ def _trial(reference: Engines, engines: Engines, tokenize: Tokenizer, seeds: Seq
         TRAJECTORY: lambda: _pixels(engines, inputs[TRAJECTORY]),
         END_TO_END: lambda: engines(tokens, noise),
     }
+    return Trial(prompts, seeds, inputs, expected, *attempt(run, expected))
+
+
+def attempt(run: Mapping[str, Callable[[], Any]], expected: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What each part gives, and why others cannot run or give something else than torch."""
     found, errors = {}, {}
     for part, compute in run.items():
         try:
@@ -181,11 +210,17 @@ def _trial(reference: Engines, engines: Engines, tokenize: Tokenizer, seeds: Seq
         except Exception as error:  # each library raises errors of its own
             errors[part] = first_line(error)
             continue
-        if result.shape == expected[part].shape:
+        given, wanted = _shapes(result), _shapes(expected[part])
+        if given == wanted:
             found[part] = result
         else:
-            errors[part] = f"it gives {result.shape} where torch gives {expected[part].shape}"
-    return Trial(prompts, seeds, inputs, expected, found, errors)
+            errors[part] = f"it gives {given} where torch gives {wanted}"
+    return found, errors
+
+
+def _shapes(result: Any) -> Any:
+    """Of an array, or of each of several."""
+    return {name: array.shape for name, array in result.items()} if isinstance(result, dict) else result.shape
 
 
 def _pixels(engines: Engines, inputs: Arrays) -> npt.NDArray[np.uint8]:
@@ -193,19 +228,27 @@ def _pixels(engines: Engines, inputs: Arrays) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def _failure(trial: Trial, part: str, measures: Sequence[Measures], tolerance: Measures) -> Failure | None:
+def _failure(
+    trial: Trial, part: str, measures: Sequence[Measures], tolerance: Mapping[str, Measures]
+) -> Failure | None:
     """How the first image of a batch that differs too much does so; None if none does."""
-    batch = f"a batch of {len(trial.seeds)}"
+    batch = f"a batch of {len(trial.seeds)}" + (f", {trial.setting}" if trial.setting else "")
+    name = f"its {part.replace('_', ' ')}"
+    if part == END_TO_END:
+        name = f"its {' and '.join(other.replace('_', ' ') for other in tolerance if other != part)} in turn"
     if part in trial.errors:
-        return Failure(part, f"{_NAMES[part]} cannot run: {trial.errors[part]}", batch)
-    for prompt, seed, measured in zip(trial.prompts, trial.seeds, measures, strict=True):
-        excess = beyond(measured, tolerance)
+        return Failure(part, f"{name} cannot run: {trial.errors[part]}", batch)
+    for row, measured in enumerate(measures):
+        excess = beyond(measured, tolerance[part])
         if excess:
-            return Failure(part, f"{_NAMES[part]}: {excess}", f"{prompt!r} with seed {seed} in {batch}")
+            image = row % len(trial.seeds)  # guidance calls a network for each image twice
+            case = f"{trial.prompts[image]!r} with seed {trial.seeds[image]} in {batch}"
+            return Failure(part, f"{name}: {excess}", case)
     return None
 
 
-def _with_quality(report: ParityReport, torch: float, engine: float) -> ParityReport:
+def with_quality(report: ParityReport, torch: float, engine: float) -> ParityReport:
+    """A report with scores, refused if they fall too far."""
     quality = Quality(torch, engine, LARGEST_DROP)
     if torch - engine <= LARGEST_DROP:  # NaN is not
         return replace(report, quality=quality)

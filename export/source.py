@@ -1,8 +1,8 @@
 """A student at one step count: opened, traced and run in torch once, for all the targets that it is exported to."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,17 @@ import numpy.typing as npt
 import torch
 
 from ..runtime.artefact import Card, read_card, weights_hash
-from ..runtime.engines import TEXT_ENCODER, TRAJECTORY, Arrays, Engine, Engines
+from ..runtime.engines import TEXT_ENCODER, TRAJECTORY, Arrays, Engine, Engines, load_engines
+from ..runtime.engines.manifest import Manifest
 from ..runtime.engines.torch import TorchEngine, torch_engines
 from ..runtime.errors import FewstepError
 from ..runtime.families import Model, load_model
 from ..runtime.samplers import get_sampler
 from ..runtime.text import CONDITION, TextEncoder
 from ..runtime.trajectory import Trajectory
+from .calibration import calibration_samples
 from .graph import Graph, TextStates, text_encoder_graph, trajectory_graph
-from .parity import PROMPTS
+from .parity import PROMPTS, ParityReport, Score, Trial, check_parity, make_inputs
 
 CPU = torch.device("cpu")
 
@@ -39,19 +41,14 @@ class Source:
         self.directory, self.card = directory, read_card(directory)
         self.steps = _check_steps(directory, self.card, steps)
         self.key = self.card.engine_key(self.steps)
-        if weights_hash(directory) != self.card.weights:
-            raise FewstepError(
-                f"the weights in {directory} are not those of its fewstep.json: restore them or train again"
-            )
+        check_weights(directory, self.card)
 
     @cached_property
     def encoder(self) -> TextEncoder:
         """The student's text encoder; `FewstepError` if it is not the built-in one."""
         encoder = self._model.load_text_encoder()
         if not isinstance(encoder, TextEncoder):
-            raise FewstepError(
-                f"{self.directory} has text encoders of its own, and only the built-in one can be exported"
-            )
+            raise FewstepError(f"{self.directory} has text encoders of its own: export it with --shape parts")
         return encoder
 
     @cached_property
@@ -62,7 +59,10 @@ class Source:
             condition["guidance"] = torch.full((len(PROMPTS),), self.card.guidance)
         return {
             TEXT_ENCODER: text_encoder_graph(self._states, self.encoder.tokenize(PROMPTS)),
-            TRAJECTORY: trajectory_graph(self._trajectory(self._model), self._model.sample_shape, condition),
+            TRAJECTORY: replace(
+                trajectory_graph(self._trajectory(self._model), self._model.sample_shape, condition),
+                samples=self._samples,
+            ),
         }
 
     @cached_property
@@ -78,11 +78,39 @@ class Source:
         device = torch.device("cuda")
         return self._in_torch(load_model(self.directory, device), device)
 
+    def require_target(self, target: str) -> None:
+        """Every target holds whole trajectories."""
+
+    def place(self, folder: Path, name: str, target: str) -> tuple[Path, str]:
+        """Where the file of a graph goes, and its name without the suffix."""
+        return folder, name
+
+    def furnish(self, folder: Path) -> None:
+        """Nothing goes beside the graphs."""
+
+    def open(self, folder: Path, manifest: Manifest) -> Engines:
+        """What was written."""
+        return self.at_its_guidance(replace(load_engines(folder, manifest), name=manifest.target))
+
+    def compare(self, opened: Engines, precision: str, score: Score | None) -> tuple[ParityReport, Trial]:
+        """See `check_parity`."""
+        return check_parity(self.reference, opened, self.encoder.tokenize, precision, score)
+
+    def calls(self, opened: Engines) -> dict[str, Callable[[], object]]:
+        """Drawing one image, to be measured: with the engine, and with torch where it would run."""
+        one_image = make_inputs(self.encoder.tokenize, self.reference, PROMPTS[:1], [0])
+        return {"engine": partial(opened, *one_image), "torch": partial(self.contender, *one_image)}
+
     def at_its_guidance(self, engines: Engines) -> Engines:
         """The engines; of a student that takes the guidance scale as an input, always given the card's."""
         if self.card.guidance_range is None:
             return engines
         return replace(engines, trajectory=_AtGuidance(engines.trajectory, self.card.guidance))
+
+    def _samples(self) -> list[Arrays]:
+        samples = calibration_samples(self.reference, self.encoder.tokenize)
+        guidance = {"guidance": np.full(1, self.card.guidance, np.float32)} if self.card.guidance_range else {}
+        return [sample | guidance for sample in samples]
 
     @cached_property
     def _model(self) -> Model:
@@ -112,9 +140,18 @@ class _AtGuidance:
         return self.engine(**arrays, guidance=np.full(len(arrays["noise"]), self.scale, np.float32))
 
 
+def check_weights(directory: Path, card: Card) -> None:
+    """Refuse a model whose files changed: `FewstepError`."""
+    if weights_hash(directory) != card.weights:
+        raise FewstepError(f"the weights in {directory} are not those of its fewstep.json: restore them or train again")
+
+
 def _check_steps(directory: Path, card: Card, steps: int | None) -> int:
     if card.kind != "student":
-        raise FewstepError(f"{directory} is a teacher, and only students are exported: run `fewstep train dmd2`")
+        raise FewstepError(
+            f"{directory} is a teacher, and only students are exported as one graph: run `fewstep train dmd2`, or use "
+            "--shape parts"
+        )
     if steps is None:
         return card.steps[0]
     if steps not in card.steps:

@@ -11,6 +11,8 @@ from ..runtime.engines.tensorrt import SUFFIX, cache_file, collect_errors, read_
 from ..runtime.errors import FewstepError
 from ..runtime.files import atomic_path
 from ..runtime.pipeline import MAX_BATCH
+from .fp8 import quantise
+from .graph import Graph
 from .precision import to_half
 
 USUAL_BATCH = 1
@@ -19,14 +21,17 @@ USUAL_BATCH = 1
 
 def precisions() -> tuple[str, ...]:
     """What this target is built in on this GPU, the default first."""
-    return ("fp16", "bf16", "fp32") if torch.cuda.get_device_capability() >= (8, 0) else ("fp16", "fp32")
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return ("fp16", "fp32")
+    return ("fp16", "bf16", "fp32", "fp8") if capability >= (8, 9) else ("fp16", "bf16", "fp32")
 
 
-def write(graph: Any, folder: Path, name: str, precision: str) -> dict[str, int]:
+def write(graph: Graph, folder: Path, name: str, precision: str) -> dict[str, int]:
     """Write the file that the tensorrt engine loads, for this GPU.
 
     Args:
-        graph: an `onnx.ModelProto`.
+        graph: what to write.
         folder: where to.
         name: of the file, without its suffix.
         precision: one of `precisions()`.
@@ -45,14 +50,14 @@ def write(graph: Any, folder: Path, name: str, precision: str) -> dict[str, int]
     return kept
 
 
-def refit(built: Path, graph: Any, folder: Path, name: str, precision: str) -> dict[str, int]:
+def refit(built: Path, graph: Graph, folder: Path, name: str, precision: str) -> dict[str, int]:
     """As `write`, out of an engine that was written for a graph which differs in its weights alone.
 
     It takes seconds where building takes minutes: for a student trained on, or with a LoRA merged into it.
 
     Args:
         built: the folder of that engine.
-        graph: an `onnx.ModelProto` with the new weights.
+        graph: one with the new weights.
         folder: where to; may be the same.
         name: of the files, without their suffix.
         precision: that of the engine.
@@ -74,12 +79,18 @@ def refit(built: Path, graph: Any, folder: Path, name: str, precision: str) -> d
     return kept
 
 
-def convert(graph: Any, precision: str) -> tuple[Any, dict[str, int]]:
-    """A copy of a graph in a precision, and how many operators stay in float32, by rule."""
+def convert(graph: Graph, precision: str) -> tuple[Any, dict[str, int]]:
+    """The `onnx.ModelProto` of a graph in a precision, and how many operators stay above it, by rule.
+
+    In fp8, products take operands of eight bits; all else is in fp16, and what no rule of fp16 may touch in float32.
+    """
     from onnx import ModelProto
 
+    if precision == "fp8":
+        model, products = quantise(graph.model, graph.samples())
+        return model, {**to_half(model, "fp16"), **{f"products: {rule}": count for rule, count in products.items()}}
     model = ModelProto()
-    model.CopyFrom(graph)
+    model.CopyFrom(graph.model)
     return model, {} if precision == "fp32" else to_half(model, precision)
 
 

@@ -42,9 +42,13 @@ class Card:
     raw: Mapping[str, Any]
     guidance_range: tuple[float, float] | None = None
 
-    def engine_key(self, steps: int) -> str:
-        """SHA-256 of all that an engine of so many steps is built from: weights, sampler and times."""
-        built_from = [self.weights, self.sampler, self.times.get(str(steps))]
+    def engine_key(self, steps: int | None) -> str:
+        """SHA-256 of all that an engine is built from, or compared by: weights, sampler and times.
+
+        Args:
+            steps: of its trajectory; None for an export in parts, which serves all of them.
+        """
+        built_from = [self.weights, self.sampler, self.times if steps is None else self.times.get(str(steps))]
         return hashlib.sha256(json.dumps(built_from).encode()).hexdigest()
 
 
@@ -113,6 +117,15 @@ def parts_of(directory: Path) -> list[str]:
     """
     index = read_json(directory / INDEX)
     return [name for name, kind in index.items() if isinstance(kind, list) and (directory / name).is_dir()]
+
+
+def has_text_encoders(directory: Path) -> bool:
+    """Whether a diffusers directory holds text encoders of its own.
+
+    Raises:
+        FewstepError: the index is missing or is not JSON.
+    """
+    return any(name.startswith("text_encoder") for name in parts_of(directory))
 
 
 def weights_hash(directory: Path, prefixes: tuple[str, ...] = ("",)) -> str:

@@ -114,6 +114,30 @@ class GuidedDenoiser:
         return unconditional + scale * (conditional - unconditional)
 
 
+@dataclass(frozen=True)
+class WatchedDenoiser:
+    """A denoiser that shows each of its predictions to somebody.
+
+    Args:
+        denoiser: what predicts.
+        watch: called with every `x_0`.
+    """
+
+    denoiser: DenoiserLike
+    watch: Callable[[Tensor], object]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The inner denoiser's process."""
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Predict `x_0`, and show it."""
+        x_0 = self.denoiser(x_t, t, condition)
+        self.watch(x_0)
+        return x_0
+
+
 def broadcast(value: Tensor, x: Tensor) -> Tensor:
     """Shape a () or (B,) value so that it multiplies x (B, ...).
 

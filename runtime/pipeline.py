@@ -3,8 +3,8 @@
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,15 @@ import torch
 from PIL import Image
 
 from .artefact import Card, read_card
-from .engines import ENGINES, PIXELS, Arrays, Engines, open_engines
+from .engines import ENGINES, PIXELS, Arrays, Engines, Found, Preview, open_export, open_fitting
 from .engines.auto import open_fastest
-from .engines.torch import torch_engines
+from .engines.parts import open_parts
 from .errors import FewstepError
 from .families import Model, load_model
 from .files import atomic_path
+from .networks import Networks
 from .noise import trajectory_noise
-from .prompt_cache import PromptCache, engine_prompts, torch_prompts
-from .samplers import get_sampler
-from .schedule import uniform_times
-from .text import PromptEncoder
-from .trajectory import Trajectory
+from .prompt_cache import engine_prompts
 from .wording import in_steps
 
 A_PROMPT = "a red apple"
@@ -80,7 +77,8 @@ class Pipeline:
     ) -> None:
         self.directory, self.card, self.device = directory, card, device
         self._wanted, self._cuda_graphs = engine, cuda_graphs
-        self._engines: dict[tuple[Any, ...], Opened] = {}
+        self._engines: dict[tuple[Any, ...], Engines] = {}
+        self._parts: dict[Path, Networks] = {}
 
     @classmethod
     def from_pretrained(
@@ -91,7 +89,7 @@ class Pipeline:
         Args:
             directory: what `fewstep train` wrote, or a diffusers directory, which is a teacher.
             engine: `torch`; one that was exported, such as `onnx` or, with its precision, `onnx-int8`; or `auto` for
-                the fastest of them all on this machine, measured when it first starts.
+                the fastest of them all on this machine, measured when it first starts; a teacher's is torch.
             device: torch's device for the torch engine; `auto` takes CUDA where there is one.
             cuda_graphs: on a GPU, the torch engine captures each batch size once and replays it as one launch.
 
@@ -105,8 +103,6 @@ class Pipeline:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         pipeline = cls(Path(directory), card, engine, torch.device(device), cuda_graphs)
-        if target in ENGINES and card.kind != "student":
-            raise FewstepError(f"{directory} is a teacher, and only students are exported: use --engine torch")
         pipeline._engines_for(pipeline._steps(None), *pipeline._sampling(None, None))
         return pipeline
 
@@ -122,25 +118,24 @@ class Pipeline:
         with atomic_path(target) as temporary:
             shutil.copytree(self.directory, temporary, ignore=shutil.ignore_patterns(*NOT_THE_MODEL))
 
-    @cached_property
+    @property
     def model(self) -> Model:
         """The torch networks, loaded when first needed."""
-        return load_model(self.directory, self.device)
+        return self._torch.model
 
     @cached_property
-    def text_encoder(self) -> PromptEncoder:
-        """The encoder of prompts in torch, loaded when first needed."""
-        return self.model.load_text_encoder()
+    def _torch(self) -> Networks:
+        return Networks("torch", load_model(self.directory, self.device), self.device, self._cuda_graphs)
 
     @property
     def engine_name(self) -> str:
         """The engine that the default step count runs on."""
-        return self._default.engines.name
+        return self._default.name
 
     @property
     def engine_reason(self) -> str:
         """Why `auto` took it; empty if it was asked for by name."""
-        return self._default.engines.reason
+        return self._default.reason
 
     def generate(
         self,
@@ -152,6 +147,8 @@ class Pipeline:
         sampler: str | None = None,
         batch_size: int = MAX_BATCH,
         callback: Callback | None = None,
+        negative_prompt: str = "",
+        preview: Preview | None = None,
     ) -> Result:
         """Generate `count` images for each prompt. One seed gives one image, whatever the batch.
 
@@ -165,30 +162,38 @@ class Pipeline:
             sampler: a name in `SAMPLERS`, for a teacher.
             batch_size: images per engine call.
             callback: called with (images done, images in all) after each engine call.
+            negative_prompt: what a teacher's guidance leads away from.
+            preview: called with pixels (B, H, W, 3) that each network evaluation foresees, the last being the result;
+                never where an engine makes all evaluations in one call, as exports of a whole trajectory do.
 
         Raises:
-            FewstepError: no prompt, a count or step count that is not possible, a seed or scale out of range.
+            FewstepError: no prompt, a count or step count that is not possible, a seed or scale out of range, a
+                negative prompt without guidance.
         """
         prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(count)]
         _check_prompts(prompts, count, batch_size)
         seeds = _seeds(seed, count, len(prompts))
         chosen_steps = self._steps(steps)
         sampler, scale = self._sampling(guidance, sampler)
-        opened = self._engines_for(chosen_steps, sampler, scale)
+        if negative_prompt and (self.card.kind == "student" or scale == 1):
+            raise FewstepError("a negative prompt needs classifier-free guidance: give a teacher and a scale above 1")
+        engines = self._engines_for(chosen_steps, sampler, scale, negative_prompt)
+        if preview and engines.watched:
+            engines = engines.watched(preview)
         timings = dict.fromkeys(STAGES, 0.0)
         arrays = []
         for start in range(0, len(prompts), batch_size):
             chunk = slice(start, start + batch_size)
-            arrays.append(self._batch(opened, prompts[chunk], seeds[chunk], scale, timings))
+            arrays.append(self._batch(engines, prompts[chunk], seeds[chunk], scale, timings))
             if callback:
                 callback(min(start + batch_size, len(prompts)), len(prompts))
-        return Result(np.concatenate(arrays), prompts, seeds, chosen_steps, timings, opened.engines.name)
+        return Result(np.concatenate(arrays), prompts, seeds, chosen_steps, timings, engines.name)
 
     def _batch(
-        self, opened: "Opened", prompts: list[str], seeds: list[int], scale: float, timings: dict[str, float]
+        self, engines: Engines, prompts: list[str], seeds: list[int], scale: float, timings: dict[str, float]
     ) -> npt.NDArray[np.uint8]:
-        engines, clock = opened.engines, [time.perf_counter()]
-        condition = self._condition(opened, prompts, scale)
+        clock = [time.perf_counter()]
+        condition = self._condition(engines, prompts, scale)
         clock.append(time.perf_counter())
         noise = trajectory_noise(seeds, engines.draws, engines.sample_shape)
         clock.append(time.perf_counter())
@@ -198,8 +203,9 @@ class Pipeline:
             timings[stage] += end - begin
         return pixels
 
-    def _condition(self, opened: "Opened", prompts: list[str], scale: float) -> Arrays:
-        condition = opened.prompts(prompts)
+    def _condition(self, engines: Engines, prompts: list[str], scale: float) -> Arrays:
+        assert engines.prompts is not None
+        condition = engines.prompts(prompts)
         if self.card.guidance_range:
             condition["guidance"] = np.full(len(prompts), scale, np.float32)
         return condition
@@ -230,61 +236,53 @@ class Pipeline:
         return card.sampler, scale
 
     @property
-    def _default(self) -> "Opened":
+    def _default(self) -> Engines:
         return self._engines_for(self._steps(None), *self._sampling(None, None))
 
-    def _engines_for(self, steps: int, sampler: str, scale: float) -> "Opened":
+    def _engines_for(self, steps: int, sampler: str, scale: float, negative_prompt: str = "") -> Engines:
         is_student = self.card.kind == "student"
         guidance = 1.0 if is_student else scale
-        key = (steps, sampler, guidance)
+        key = (steps, sampler, guidance, negative_prompt)
         if key not in self._engines:
             if len(self._engines) >= MOST_TRAJECTORIES:  # scales are floats: a server may meet any number of them
                 del self._engines[next(iter(self._engines))]
-            exported = is_student and self._wanted != "torch"
-            engines = self._exported(steps) if exported else self._in_torch(steps, sampler, guidance)
-            self._engines[key] = self._with_prompts(engines)
+            in_torch = self._wanted == "torch" or (self._wanted == "auto" and not is_student)
+            open_one = self._open_torch if in_torch else self._open_exported
+            self._engines[key] = open_one(*key)
         return self._engines[key]
 
-    def _exported(self, steps: int) -> Engines:
-        key = self.card.engine_key(steps)
-        if self._wanted != "auto":
-            return open_engines(self.directory, self._wanted, steps, key)
-        sampler, scale = self._sampling(None, None)
+    def _open_torch(self, steps: int, sampler: str, guidance: float, negative_prompt: str) -> Engines:
+        return self._torch.engines(self.card, steps, sampler, guidance, negative_prompt)
+
+    def _open_exported(self, steps: int, sampler: str, guidance: float, negative_prompt: str) -> Engines:
+        """Of a trajectory and an export in parts, the first; for `auto`, the fastest of both and torch."""
+        keys = {count: self.card.engine_key(count) for count in (steps, None)}
+        if self.card.kind != "student":
+            del keys[steps]
+        setting = (steps, sampler, guidance, negative_prompt)
+
+        def open_found(found: Found) -> Engines:
+            folder, manifest = found
+            if manifest.shape == "fused":
+                engines = open_export(found)
+                return replace(engines, prompts=engine_prompts(engines))
+            if folder not in self._parts:
+                model = open_parts(self.directory, found)
+                self._parts[folder] = Networks(manifest.engine, model, torch.device("cpu"))
+            return self._parts[folder].engines(self.card, *setting)
 
         def call(engines: Engines) -> Callable[[], object]:
-            opened = self._with_prompts(engines)
-            return lambda: self._batch(opened, [A_PROMPT], [0], scale, dict.fromkeys(STAGES, 0.0))
+            _, scale = self._sampling(None, None)
+            return lambda: self._batch(engines, [A_PROMPT], [0], scale, dict.fromkeys(STAGES, 0.0))
 
-        def open_torch() -> Engines:
-            return self._in_torch(steps, sampler, 1.0)
-
-        engines = open_fastest(self.directory, steps, key, self.device, open_torch, call)
-        if engines.text_encoder:
-            vars(self).pop("model", None)  # torch's networks, if they were measured
+        if self._wanted != "auto":
+            return open_fitting(self.directory, self._wanted, keys, open_found)
+        open_torch = partial(self._open_torch, *setting)
+        engines = open_fastest(self.directory, keys, self.device, open_torch, open_found, call)
+        if engines.name != "torch":
+            vars(self).pop("_torch", None)  # its networks, if they were measured
+        self._parts = {folder: each for folder, each in self._parts.items() if each.prompts is engines.prompts}
         return engines
-
-    def _in_torch(self, steps: int, sampler: str, guidance: float) -> Engines:
-        times = self.card.times.get(str(steps)) or uniform_times(steps)
-        negative = None
-        if guidance != 1:
-            negative = {name: value.to(self.device) for name, value in self.text_encoder([""]).items()}
-        trajectory = Trajectory(self.model, get_sampler(sampler), times, guidance, negative)
-        return torch_engines(trajectory, self.model.sample_shape, self.device, cuda_graphs=self._cuda_graphs)
-
-    def _with_prompts(self, engines: Engines) -> "Opened":
-        return Opened(engines, engine_prompts(engines) if engines.text_encoder else self._torch_prompts)
-
-    @cached_property
-    def _torch_prompts(self) -> PromptCache:
-        return torch_prompts(self.text_encoder)
-
-
-@dataclass(frozen=True)
-class Opened:
-    """Engines, and the prompts that they have met."""
-
-    engines: Engines
-    prompts: PromptCache
 
 
 def _check_prompts(prompts: list[str], count: int, batch_size: int) -> None:

@@ -1,6 +1,6 @@
 """Prompts to conditions; the built-in encoder is all-MiniLM-L6-v2, from the registry package with its weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,11 @@ class PromptEncoder(Protocol):
     @property
     def identity(self) -> str:
         """Differs wherever the condition of a prompt would."""
+        ...
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """What computes it, by the names of their folders in an export."""
         ...
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -60,6 +65,11 @@ class TextEncoder:
     tokenize: Tokenizer
     model: nn.Module
     identity: str
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The one network."""
+        return {"text_encoder": self.model}
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -3,13 +3,13 @@
 The torch engine runs it; exports write it as one graph.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from .denoiser import Condition, DenoiserLike, GuidedDenoiser, initial_scale
+from .denoiser import Condition, DenoiserLike, GuidedDenoiser, WatchedDenoiser, initial_scale
 from .families import Model
 from .samplers import Sampler
 
@@ -23,6 +23,7 @@ class Trajectory(nn.Module):
         times: `steps + 1` times from the noisiest down to 0.
         guidance: classifier-free guidance scale; 1 leaves the plain denoiser.
         negative: condition (batch 1) of the unconditional prediction, needed when `guidance` is not 1.
+        watch: called with the images (B, 3, H, W) in [0, 1] that each evaluation foresees.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Trajectory(nn.Module):
         times: Sequence[float],
         guidance: float = 1.0,
         negative: Condition | None = None,
+        watch: Callable[[Tensor], object] | None = None,
     ) -> None:
         super().__init__()
         self.network, self.decoder = model.network, model.decoder
@@ -39,6 +41,8 @@ class Trajectory(nn.Module):
         self.denoiser: DenoiserLike = model.denoiser
         if guidance != 1 and negative is not None:
             self.denoiser = GuidedDenoiser(model.denoiser, guidance, negative)
+        if watch is not None:
+            self.denoiser = WatchedDenoiser(self.denoiser, lambda x_0: watch(model.decoder(x_0)))
         self.initial_scale = initial_scale(model.denoiser.schedule, self.times[0])
 
     @property
@@ -70,8 +74,13 @@ class Pixels(nn.Module):
         self.trajectory = trajectory
 
     def forward(self, noise: Tensor, **condition: Tensor) -> Tensor:
-        """Arguments of the trajectory to pixels (B, H, W, 3) uint8, halves rounded up."""
-        # Whole numbers: engines differ in how they turn others into bytes.
-        levels: Tensor = (255 * self.trajectory(noise, **condition) + 0.5).floor()
-        # Last: TensorRT knows bytes only as results.
-        return levels.permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format)
+        """Arguments of the trajectory to pixels (B, H, W, 3) uint8."""
+        return to_pixels(self.trajectory(noise, **condition))
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] to pixels (B, H, W, 3) uint8, halves rounded up."""
+    # Whole numbers: engines differ in how they turn others into bytes.
+    levels = (255 * images + 0.5).floor()
+    # Last: TensorRT knows bytes only as results.
+    return levels.permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format)

@@ -15,7 +15,7 @@ from .jobs import ExpiredError, Job, Picture
 from .keys import Keys
 from .metrics import Metrics
 from .service import FullError, Limits, Service
-from .worker import EngineError, Facts
+from .worker import EngineError, Facts, RefusedError
 
 Checker = Callable[[Sequence[str], Sequence[npt.NDArray[np.uint8]]], Sequence[bool]]
 """Takes prompts and their pixels (H, W, 3); tells of each whether it must not be shown. Called in a thread."""
@@ -99,6 +99,8 @@ class Context:
         except ExpiredError as error:
             message = f"no engine was free within {self.limits.wait_seconds:g} s: try again"
             raise FaultError(503, "waited_too_long", message, headers={"Retry-After": "1"}) from error
+        except RefusedError as error:
+            raise FaultError(400, "refused", str(error)) from error
         except EngineError as error:
             raise FaultError(500, "engine_failed", "the engine failed on this request; the log says more") from error
         finally:

@@ -22,6 +22,12 @@ from .wishes import GenerationRequest, check_size, check_wishes, make_jobs
 from .worker import Facts
 
 router = APIRouter()
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The images, or with `stream` the events.",
+        "content": {"text/event-stream": {}},
+    }
+}
 
 
 class ImageData(BaseModel):
@@ -47,7 +53,7 @@ class ImagesResponse(BaseModel):
 @router.post(
     "/v1/images/generations",
     response_model=ImagesResponse,
-    responses=documented(400, 401, 404, 408, 413, 429, 500, 503),
+    responses=STREAMED | documented(400, 401, 404, 408, 413, 429, 500, 503),
     summary="Images from prompts",
 )
 async def generate(
@@ -55,8 +61,8 @@ async def generate(
 ) -> Response:
     """Draw `n` images for each prompt; one seed gives one image, whatever else is drawn at the time.
 
-    With `stream`, the answer is a stream of server-sent events, `image_generation.partial_image` and at last
-    `image_generation.completed`.
+    With `stream`, the answer is a stream of server-sent events: for each image as many `image_generation.partial_image`
+    as asked for, then `image_generation.completed`.
     """
     start = time.perf_counter()
     user = context.user(request, body.user)
@@ -132,35 +138,40 @@ def _stream(
     user: str,
     request: Request,
 ) -> StreamingResponse:
-    if len(prompts) * (body.n or 1) != 1:
-        raise FaultError(400, "unsupported_stream", "a stream is of one image: give one prompt and no n", "stream")
     previews: asyncio.Queue[npt.NDArray[np.uint8]] = asyncio.Queue()
-    jobs = make_jobs(
-        body, prompts, 1, facts, user, context.limits.wait_seconds, previews.put_nowait if body.partial_images else None
-    )
-    return StreamingResponse(
-        _events(context, service, facts, jobs, previews, body.partial_images or 0, request),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    preview = previews.put_nowait if body.partial_images else None
+    jobs = make_jobs(body, prompts, body.n or 1, facts, user, context.limits.wait_seconds, preview)
+
+    async def events() -> AsyncIterator[str]:
+        """One image after another; a fault is an event, too, since the status is sent by then."""
+        try:
+            for job in jobs:
+                async for event in _follow(context, service, facts, job, previews, body.partial_images or 0, request):
+                    yield event
+        except FaultError as fault:
+            context.metrics.rejections.labels(fault.code).inc()
+            yield f"event: error\ndata: {json.dumps(fault.body())}\n\n"
+
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
 
-async def _events(
+async def _follow(
     context: Context,
     service: Service,
     facts: Facts,
-    jobs: Sequence[Job],
+    job: Job,
     previews: asyncio.Queue[npt.NDArray[np.uint8]],
     wanted: int,
     request: Request,
 ) -> AsyncIterator[str]:
-    """Previews as they come, then the picture; a fault is an event, too, since the status is sent by then."""
-    drawing = asyncio.ensure_future(context.draw(service, jobs, disconnected(request)))
+    """The previews of one image as they come, then the image."""
+    drawing = asyncio.create_task(context.draw(service, [job], disconnected(request)))
     try:
-        shown = evenly(jobs[0].steps - 1, wanted)
-        for position in range(jobs[0].steps - 1 if wanted else 0):
-            preview = asyncio.ensure_future(previews.get())
-            await asyncio.wait({preview, drawing}, return_when=asyncio.FIRST_COMPLETED)
+        shown = evenly(job.steps - 1, wanted)
+        for position in range(job.steps - 1 if wanted else 0):
+            preview = asyncio.create_task(previews.get())
+            await asyncio.wait([preview, drawing], return_when=asyncio.FIRST_COMPLETED)
             if not preview.done():
                 preview.cancel()
                 break
@@ -169,13 +180,12 @@ async def _events(
                 index = shown.index(position)
                 yield _event("partial_image", {"b64_json": picture, "partial_image_index": index, **_about(facts)})
         pictures = await drawing
-        await context.check([job.prompt for job in jobs], pictures)
-        file = (await _encode(context, service, facts, jobs, pictures))[0]
-        made = {"b64_json": base64.b64encode(file).decode(), "seed": jobs[0].seed}
-        yield _event("completed", {**made, **_about(facts), **_common(service, facts, jobs[0], pictures[0])})
-    except FaultError as fault:
-        context.metrics.rejections.labels(fault.code).inc()
-        yield f"event: error\ndata: {json.dumps(fault.body())}\n\n"
+        while not previews.empty():  # the last foresees the image itself
+            previews.get_nowait()
+        await context.check([job.prompt], pictures)
+        file = (await _encode(context, service, facts, [job], pictures))[0]
+        made = {"b64_json": base64.b64encode(file).decode(), "seed": job.seed}
+        yield _event("completed", {**made, **_about(facts), **_common(service, facts, job, pictures[0])})
     finally:
         drawing.cancel()
 

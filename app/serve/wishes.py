@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from .faults import FaultError
 from .jobs import Job, Preview
@@ -16,7 +16,16 @@ MOST_PROMPTS = 16
 LARGEST_SEED = 2**53 - MOST_IMAGES
 """What every JSON reader keeps exactly."""
 MOST_STEPS = 100
-Prompt = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_PROMPT, pattern=r"\S")]
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_PROMPT, pattern=r"[^\s\x1c-\x1f]")]
+"""Something must be left when all that Python takes for space is gone."""
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 2.0 is whole."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
 
 
 class Wishes(BaseModel):
@@ -25,8 +34,12 @@ class Wishes(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = Field(None, max_length=200, description="A name that `/v1/models` lists; the first without.")
-    seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Of the first image; random without.")
-    num_inference_steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="Network evaluations.")
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), WHOLE] | None = Field(
+        None, description="Of the first image; random without."
+    )
+    num_inference_steps: Annotated[int, Field(ge=1, le=MOST_STEPS), WHOLE] | None = Field(
+        None, description="Network evaluations."
+    )
     guidance_scale: float | None = Field(None, ge=1, le=100, description="For models that take one.")
     negative_prompt: str | None = Field(None, max_length=LONGEST_PROMPT, description="For models with guidance.")
 
@@ -35,13 +48,17 @@ class GenerationRequest(Wishes):
     """The body of `POST /v1/images/generations`: OpenAI's fields that a diffusion model can honour, and a few more."""
 
     prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MOST_PROMPTS)]
-    n: int | None = Field(None, ge=1, le=MOST_IMAGES, description="Images a prompt, their seeds counting up.")
+    n: Annotated[int, Field(ge=1, le=MOST_IMAGES), WHOLE] | None = Field(
+        None, description="Images a prompt, their seeds counting up."
+    )
     size: str | None = Field(None, pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="`auto`, or the model's own.")
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png"] | None = None
     user: str | None = Field(None, max_length=200, description="Whose turn it takes: users are served in turns.")
-    stream: bool | None = Field(None, description="Events as OpenAI sends them; for a single image.")
-    partial_images: int | None = Field(None, ge=0, le=3, description="Previews, where engine and steps allow them.")
+    stream: bool | None = Field(None, description="Events as OpenAI sends them, image after image.")
+    partial_images: Annotated[int, Field(ge=0, le=3), WHOLE] | None = Field(
+        None, description="Previews, where engine and steps allow them."
+    )
 
 
 def check_size(size: str | None, facts: Facts) -> None:
@@ -111,4 +128,8 @@ def narrowed(schema: dict[str, Any], names: Sequence[str], facts: Callable[[str]
     if all(one.steps for one in known):
         steps = sorted({count for one in known for count in one.steps})
         fields["num_inference_steps"]["anyOf"][0] = {"type": "integer", "enum": steps}
+    if all(one.kind != "teacher" for one in known):
+        fields["negative_prompt"]["anyOf"][0] = {"type": "string", "maxLength": 0}
+    if all(one.guidance is None for one in known):
+        fields["guidance_scale"]["anyOf"][0] = {"type": "number", "enum": [1]}
     return schema

@@ -107,6 +107,10 @@ class EngineError(Exception):
     """The engine failed; the process goes on."""
 
 
+class RefusedError(EngineError):
+    """The pipeline will not draw this, and says why in a sentence for people."""
+
+
 class Worker:
     """The process of one model; a call at a time, from its own `thread`.
 
@@ -206,12 +210,13 @@ def _open(settings: ModelSettings) -> "Pipeline":
 
 
 def _warm(pipeline: "Pipeline", largest_batch: int) -> Facts:
-    """Draw at every step count, so that the first request finds all compiled; the last batch is timed."""
+    """Draw at every step count and in every batch, so that requests find all compiled; the last batch is timed."""
     card = pipeline.card
     result = pipeline.generate(A_PROMPT)
     for steps in card.steps or (result.steps,):
         pipeline.generate(A_PROMPT, steps)
-    pipeline.generate(A_PROMPT, count=largest_batch, batch_size=largest_batch)
+    for count in range(2, largest_batch + 1):
+        pipeline.generate(A_PROMPT, count=count, batch_size=count)
     start = time.perf_counter()
     pipeline.generate(A_PROMPT, count=largest_batch, batch_size=largest_batch)
     seconds = time.perf_counter() - start
@@ -242,7 +247,11 @@ def _draw(pipeline: "Pipeline", connection: Connection, batch: Batch, previews: 
             batch.seeds,
             guidance=batch.guidance,
             batch_size=len(batch.prompts),
+            negative_prompt=batch.negative,
+            preview=preview if previews else None,
         )
+    except FewstepError as error:
+        return RefusedError(str(error))
     except Exception as error:  # whatever it is, the next request may fare better
         return EngineError(_line(error))
     return Drawn(result.arrays, result.engine, result.timings)

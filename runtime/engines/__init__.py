@@ -1,21 +1,23 @@
 """Engines: what runs a student's graphs, one file each; `open_engines` finds those that an export left beside it."""
 
 import importlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import FewstepError
 from ..wording import in_steps
-from .manifest import Manifest, State, damage, mismatch, read_manifest, touch
+from .manifest import Manifest, State, damage, kind_of, mismatch, read_manifest, touch
 
+T = TypeVar("T")
 Arrays = dict[str, npt.NDArray[Any]]
 """Named arrays, batch first."""
 
-ENGINES = ("onnx", "openvino", "tensorrt")
+ENGINES = ("onnx", "openvino", "tensorrt", "aoti")
 """Engines that need an export; torch runs a model directory as it is."""
 
 TRAJECTORY, TEXT_ENCODER = "trajectory", "text_encoder"
@@ -45,6 +47,10 @@ class EngineModule(Protocol):
         ...
 
 
+Preview = Callable[[npt.NDArray[np.uint8]], None]
+"""Takes pixels (B, H, W, 3)."""
+
+
 @dataclass(frozen=True)
 class Engines:
     """All that runs for one student and step count.
@@ -55,7 +61,9 @@ class Engines:
         text_encoder: token ids to states; None leaves it to torch.
         draws: noise draws an image.
         sample_shape: (C, h, w) of one draw.
+        prompts: prompts to what steers the trajectory, where the text encoder is not its own engine.
         reason: why these were taken, where there was a choice.
+        watched: the same, showing what each evaluation foresees; None where one call does all.
     """
 
     name: str
@@ -63,7 +71,9 @@ class Engines:
     text_encoder: Engine | None
     draws: int
     sample_shape: tuple[int, int, int]
+    prompts: Callable[[Sequence[str]], Arrays] | None = None
     reason: str = ""
+    watched: "Callable[[Preview], Engines] | None" = None
 
     def __call__(self, tokens: Arrays, noise: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         """Pixels (B, H, W, 3) from token ids and noise."""
@@ -81,13 +91,19 @@ Found = tuple[Path, Manifest]
 
 
 def open_engines(directory: Path, wanted: str, steps: int, key: str) -> Engines:
-    """Open an engine that was exported for a student; of several precisions, the fastest when they were exported.
+    """Open a trajectory that was exported for a student; see `open_fitting`."""
+    return open_fitting(directory, wanted, {steps: key}, open_export)
+
+
+def open_fitting(directory: Path, wanted: str, keys: Mapping[int | None, str], open_found: Callable[[Found], T]) -> T:
+    """Open an export of a model; of several precisions, the fastest when they were exported.
 
     Args:
-        directory: the student's.
+        directory: the model's.
         wanted: one of `ENGINES`, or with a precision, such as `onnx-int8`.
-        steps: of the trajectory.
-        key: `Card.engine_key(steps)`, of what the export must have been built from.
+        keys: `Card.engine_key(steps)`, of what the export must have been built from, by the steps of its trajectory,
+            None standing for exports in parts; the first are preferred.
+        open_found: opens one, or raises `FewstepError`.
 
     Raises:
         FewstepError: the engine's library is missing, it was not exported for these steps, this key and this machine,
@@ -95,23 +111,35 @@ def open_engines(directory: Path, wanted: str, steps: int, key: str) -> Engines:
     """
     target, _, precision = wanted.partition("-")
     engine_module(target).library()
-    usable, refusals = find_exports(directory, wanted, steps, key)
-    for found in sorted(usable, key=_relative_time):
-        try:
-            return open_export(found)
-        except FewstepError as error:
-            refusals.append(str(error))
-    command = f"fewstep export {directory} --to {target} --steps {steps}"
+    refusals: list[str] = []
+    for steps, key in keys.items():
+        usable, reasons = find_exports(directory, wanted, steps, key)
+        refusals += reasons
+        for found in sorted(usable, key=_relative_time):
+            try:
+                return open_found(found)
+            except FewstepError as error:
+                refusals.append(str(error))
+    steps = next(iter(keys))
+    command = f"fewstep export {directory} --to {target} "
+    command += "--shape parts" if steps is None else f"--steps {steps}"
     command += f" --precision {precision}" if precision else ""
-    nothing = f"{directory} has no {wanted} engine for {in_steps(steps)}"
+    nothing = f"{directory} has no {wanted} engine" + (f" for {in_steps(steps)}" if steps else "")
     raise FewstepError(f"{next(iter(refusals), nothing)}: run `{command}`")
 
 
-def find_exports(directory: Path, wanted: str, steps: int, key: str) -> tuple[list[Found], list[str]]:
-    """Exports that fit by their manifests, and why others do not; arguments as for `open_engines`."""
+def find_exports(directory: Path, wanted: str, steps: int | None, key: str) -> tuple[list[Found], list[str]]:
+    """Exports that fit by their manifests, and why others do not.
+
+    Args:
+        directory: the model's.
+        wanted: as for `open_engines`.
+        steps: of the trajectory; None for exports in parts.
+        key: `Card.engine_key(steps)`.
+    """
     usable, refusals = [], []
     target, _, precision = wanted.partition("-")
-    for folder in sorted((directory / "engines").glob(f"{target}-{precision or '*'}-{steps}step-*")):
+    for folder in sorted((directory / "engines").glob(f"{kind_of(target, precision or '*', steps)}-*")):
         try:
             manifest = read_manifest(folder)
             state, reason = mismatch(folder, manifest, key, engine_module(target).library())
@@ -141,8 +169,7 @@ def load_engines(folder: Path, manifest: Manifest) -> Engines:
     """Load an export's graphs, which the caller has checked."""
     load = engine_module(manifest.target).load
     trajectory, text_encoder = (load(folder, graph, manifest.precision) for graph in (TRAJECTORY, TEXT_ENCODER))
-    name = f"{manifest.target}-int8" if manifest.precision == "int8" else manifest.target
-    return Engines(name, trajectory, text_encoder, manifest.draws, manifest.sample_shape)
+    return Engines(manifest.engine, trajectory, text_encoder, manifest.draws, manifest.sample_shape)
 
 
 def engine_module(name: str) -> EngineModule:

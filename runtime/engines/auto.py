@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from ..errors import FewstepError
 from ..files import read_json, write_json
-from . import ENGINES, Engines, Found, engine_module, find_exports, open_export
+from . import ENGINES, Engines, Found, engine_module, find_exports
 from .device import this_device
 
 MEMORY = "auto.json"
@@ -45,10 +46,10 @@ class Choice:
 
 def open_fastest(
     directory: Path,
-    steps: int,
-    key: str,
+    keys: Mapping[int | None, str],
     device: torch.device,
     open_torch: Callable[[], Engines],
+    open_found: Callable[[Found], Engines],
     call: Callable[[Engines], Callable[[], object]],
 ) -> Engines:
     """Open the fastest of torch and all exports of a student that fit.
@@ -59,17 +60,17 @@ def open_fastest(
 
     Args:
         directory: the student's.
-        steps: of the trajectory.
-        key: `Card.engine_key(steps)`.
+        keys: as for `open_fitting`.
         device: where torch would run.
         open_torch: opens the model directory in torch.
+        open_found: opens an export.
         call: makes of engines a call that draws one image.
     """
-    exports = _exports(directory, steps, key)
+    exports = _exports(directory, keys)
     if not exports:
         return replace(open_torch(), reason="nothing that was exported fits here")
-    openers = {"torch": open_torch} | {name: partial(open_export, found) for name, found in exports.items()}
-    circumstances = _circumstances(key, device, exports)
+    openers = {"torch": open_torch} | {name: partial(open_found, found) for name, found in exports.items()}
+    circumstances = _circumstances(keys, device, exports)
     choice = _recall(directory, circumstances)
     if choice and choice.chosen in openers:
         try:
@@ -99,9 +100,10 @@ def take_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     return {name: round(1000 * median(values), 3) for name, values in seconds.items()}
 
 
-def _exports(directory: Path, steps: int, key: str) -> dict[str, Found]:
+def _exports(directory: Path, keys: Mapping[int | None, str]) -> dict[str, Found]:
     """Those that fit, by the names of their folders."""
-    usable = [found for target in ENGINES for found in find_exports(directory, target, steps, key)[0]]
+    found = [find_exports(directory, target, *key)[0] for target in ENGINES for key in keys.items()]
+    usable = list(chain(*found))
     return {folder.name: (folder, manifest) for folder, manifest in usable}
 
 
@@ -115,11 +117,13 @@ def _open_all(openers: Mapping[str, Callable[[], Engines]]) -> tuple[dict[str, E
     return opened, passed_over
 
 
-def _circumstances(key: str, device: torch.device, exports: Mapping[str, Found]) -> dict[str, Any]:
+def _circumstances(
+    keys: Mapping[int | None, str], device: torch.device, exports: Mapping[str, Found]
+) -> dict[str, Any]:
     """What a measurement holds for."""
     targets = sorted({manifest.target for _, manifest in exports.values()})
     return {
-        "weights": key,
+        "weights": list(keys.values()),
         "device": {**asdict(this_device()), "torch": str(device)},
         "libraries": [f"torch {torch.__version__}", *(engine_module(target).library() for target in targets)],
         "threads": torch.get_num_threads(),

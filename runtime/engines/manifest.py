@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,9 @@ MANIFEST = "manifest.json"
 FORMAT = 3
 """Raised whenever the exporter makes other graphs, or this file other fields, so that older exports are made again."""
 
-_NOT_KEYED = ("sensitive", "files", "milliseconds", "report")
+QUANTISED = ("int8", "int8static", "fp8", "w8", "w4")
+"""Precisions of few bits: what they draw differs visibly, and should be scored."""
+_NOT_KEYED = ("sensitive", "calibration", "files", "milliseconds", "report")
 """What comes out of a build; all else goes into it, and into the key."""
 
 
@@ -45,23 +47,24 @@ class Manifest:
         format: `FORMAT` when it was made.
         target: one of `engines.ENGINES`.
         precision: of the arithmetic, such as `fp32` or `bf16`.
-        steps: network evaluations in the graph.
-        built_from: `Card.engine_key` of the student and the steps.
+        steps: network evaluations in the graph; None in an export in parts, which a sampler calls at any step count.
+        built_from: `Card.engine_key` of the model and the steps.
         graphs: SHA-256 of each graph as ONNX, before the target took it, by name.
         shapes: of the inputs and outputs of each graph, by name, the batch as `batch`.
         sensitive: what was kept in higher precision than `precision`, by the rule that named it.
         kernels: as `kernel_versions()` gives them.
         library: the engine's library, its version and what it runs on.
         device: the machine.
-        files: SHA-256 of every other file of the folder, by name.
+        files: SHA-256 of every other file of the folder and its folders, by path.
         milliseconds: median time of one image, prompt to pixels, with this `engine` and with `torch`.
         report: name of the file that says how its results differ from torch's.
+        calibration: what samples its activations were scaled by, if they were beforehand.
     """
 
     format: int
     target: str
     precision: str
-    steps: int
+    steps: int | None
     built_from: str
     graphs: Mapping[str, str]
     shapes: Mapping[str, Mapping[str, Sequence[int | str]]]
@@ -72,15 +75,26 @@ class Manifest:
     files: Mapping[str, str]
     milliseconds: Mapping[str, float]
     report: str
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> str:
+        """`fused`, a whole trajectory as one graph, or `parts`."""
+        return "parts" if self.steps is None else "fused"
+
+    @property
+    def engine(self) -> str:
+        """What its engines are called: those of few bits draw other pictures than full precision."""
+        return f"{self.target}-{self.precision}" if self.precision in QUANTISED else self.target
 
     @property
     def draws(self) -> int:
-        """Noise draws an image."""
+        """Noise draws an image of a fused export."""
         return int(self.shapes["trajectory"]["noise"][1])
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of one draw."""
+        """(C, h, w) of one draw of a fused export."""
         _, _, channels, height, width = self.shapes["trajectory"]["noise"]
         return int(channels), int(height), int(width)
 
@@ -92,9 +106,9 @@ class Manifest:
         return f"{kind_of(self.target, self.precision, self.steps)}-{key}"
 
 
-def kind_of(target: str, precision: str, steps: int) -> str:
-    """What a machine keeps one engine of: the beginning of a folder's name."""
-    return f"{target}-{precision}-{steps}step"
+def kind_of(target: str, precision: str, steps: int | None) -> str:
+    """What a machine keeps one engine of: the beginning of a folder's name. Without steps it is an export in parts."""
+    return f"{target}-{precision}-{'parts' if steps is None else f'{steps}step'}"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -120,8 +134,12 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError("what should be a table")
         if not all(float(manifest.milliseconds[name]) > 0 for name in ("engine", "torch")) or not manifest.files:
             raise ValueError("its times or files")
-        if manifest.draws < 1 or min(manifest.sample_shape) < 1:
+        if manifest.shape == "fused" and (manifest.draws < 1 or min(manifest.sample_shape) < 1):
             raise ValueError("its shapes")
+        if set(manifest.graphs) != set(manifest.shapes):
+            raise ValueError("whose shapes it gives")
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest.files):
+            raise ValueError("files that lie elsewhere")
         if folder.name != manifest.folder_name:
             raise ValueError("what its folder is named for")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -160,16 +178,22 @@ def mismatch(folder: Path, manifest: Manifest, key: str, library: str) -> tuple[
 
 def damage(folder: Path, manifest: Manifest) -> str:
     """Which file is missing, foreign or changed, as the beginning of a sentence; empty if none is. Reads every byte."""
-    foreign = {path.name for path in folder.iterdir()} - {*manifest.files, MANIFEST}
+    foreign = set(files_in(folder)) - {*manifest.files, MANIFEST}
     if foreign:
         return f"the engine in {folder} is not what was exported: it holds the foreign file {min(foreign)}"
     for name, digest in manifest.files.items():
-        path = folder / Path(name).name
+        path = folder / name
         if not path.is_file():
-            return f"the engine in {folder} lacks its file {path.name}"
+            return f"the engine in {folder} lacks its file {name}"
         if sha256_of(path) != digest:
-            return f"the engine in {folder} is not what was exported: its file {path.name} changed"
+            return f"the engine in {folder} is not what was exported: its file {name} changed"
     return ""
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """Every file of a folder and its folders, by its path in there; what is no folder of its own counts as a file."""
+    found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def touch(folder: Path) -> None:

@@ -20,7 +20,7 @@ LOCK = ".engines.lock"
 BOUND, DEFAULT_BOUND = "FEWSTEP_ENGINES_GIB", 16.0
 """The variable that bounds the size of a student's engines, and what holds without it."""
 GIB = 1024**3
-_FOLDER = re.compile(r"(?P<target>[a-z]+)-(?P<precision>[a-z0-9]+)-(?P<steps>[0-9]+)step-[0-9a-f]{8}")
+_FOLDER = re.compile(r"(?P<target>[a-z]+)-(?P<precision>[a-z0-9]+)-(?:(?P<steps>[0-9]+)step|parts)-[0-9a-f]{8}")
 _LEFTOVER = re.compile(rf"\.{_FOLDER.pattern}\.[0-9]+\.part")
 
 
@@ -32,7 +32,7 @@ class StoredEngine:
         folder: where it lies.
         target: one of `engines.ENGINES`.
         precision: of the arithmetic.
-        steps: network evaluations in the graph.
+        steps: network evaluations in the graph; None for an export in parts.
         size: bytes.
         last_used: seconds since 1970.
         state: what it is good for.
@@ -42,7 +42,7 @@ class StoredEngine:
     folder: Path
     target: str
     precision: str
-    steps: int
+    steps: int | None
     size: int
     last_used: float
     state: State
@@ -150,7 +150,7 @@ def engines_bound() -> float:
 def _inspect(folder: Path, name: re.Match[str], card: Card, thorough: bool) -> StoredEngine:
     files = [file for file in folder.rglob("*") if file.is_file()]
     used = folder / MANIFEST if (folder / MANIFEST).is_file() else folder
-    steps = int(name["steps"])
+    steps = int(name["steps"]) if name["steps"] else None
     state, reason = _state(folder, name["target"], card.engine_key(steps), thorough)
     size = sum(file.stat().st_size for file in files)
     return StoredEngine(folder, name["target"], name["precision"], steps, size, used.stat().st_mtime, state, reason)

@@ -1,8 +1,8 @@
 """Model families: how a diffusers pipeline's parts become a denoiser and a decoder. One file each.
 
 A family's file offers `GUIDANCE` (the scale that diffusers takes by default, or None where only directories with a
-`fewstep.json` can be opened), `load`, `network_call`, and for training `feature_block`, `with_guidance_input` and
-`save_student`.
+`fewstep.json` can be opened), `NETWORK` (the folder of the trained module), `load`, `network_call`, and for training
+`feature_block`, `with_guidance_input` and `save_student`.
 """
 
 import importlib
@@ -29,6 +29,10 @@ _FAMILIES = {
 }
 
 
+PartLoader = Callable[[Any, Path, torch.device], Any]
+"""`loader(kind, folder, device)`: the module of a class and a folder, or what is called as it would be."""
+
+
 @dataclass(frozen=True)
 class Model:
     """A loaded teacher or student.
@@ -51,8 +55,13 @@ class Model:
     load_text_encoder: Callable[[], PromptEncoder]
 
 
-def load_model(directory: Path, device: torch.device) -> Model:
+def load_model(directory: Path, device: torch.device, loader: PartLoader | None = None) -> Model:
     """Open a diffusers directory.
+
+    Args:
+        directory: holds `model_index.json`.
+        device: where it runs.
+        loader: loads each module; None takes `load_part`.
 
     Raises:
         FewstepError: no such directory, an unknown family, or weights that are missing, corrupt or of the wrong shape.
@@ -60,7 +69,7 @@ def load_model(directory: Path, device: torch.device) -> Model:
     if not (directory / "model_index.json").is_file():
         raise FewstepError(f"{directory} is not a model: it has no model_index.json")
     family = family_of(directory)
-    model: Model = family.load(directory, device)
+    model: Model = family.load(directory, device, loader or load_part)
     return model
 
 

@@ -13,9 +13,9 @@ from ..denoiser import Condition, Denoiser, Network
 from ..files import read_json, write_json
 from ..schedule import Schedule, prediction_from_config, schedule_from_config
 from ..text import load_text_encoder
-from . import LatentDecoder, LatentEncoder, Model, guidance_of, load_part, save_part
+from . import LatentDecoder, LatentEncoder, Model, PartLoader, guidance_of, load_part, save_part
 
-GUIDANCE = None
+GUIDANCE, NETWORK = None, "transformer"
 
 
 def network_call(transformer: nn.Module) -> Network:
@@ -40,13 +40,13 @@ def network_call(transformer: nn.Module) -> Network:
     return call
 
 
-def load(directory: Path, device: torch.device) -> Model:
+def load(directory: Path, device: torch.device, loader: PartLoader) -> Model:
     """Open a directory whose `model_index.json` names `SanaPipeline`."""
     from diffusers import AutoencoderDC, SanaTransformer2DModel
 
     scheduler = read_json(directory / "scheduler" / "scheduler_config.json")
-    transformer = load_part(SanaTransformer2DModel, directory / "transformer", device)
-    vae = load_part(AutoencoderDC, directory / "vae", device)
+    transformer = loader(SanaTransformer2DModel, directory / "transformer", device)
+    vae = loader(AutoencoderDC, directory / "vae", device)
     return assemble(transformer, vae, schedule_from_config(scheduler), prediction_from_config(scheduler))
 
 

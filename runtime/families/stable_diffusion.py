@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..artefact import INDEX
 from ..denoiser import Condition, Denoiser, Network
 from ..files import read_json
 from ..schedule import prediction_from_config, schedule_from_config
-from . import Model, guidance_of, load_part
+from . import Model, PartLoader, guidance_of
 from .stock import StockTextEncoder, latent_maps, load_text_pipeline, save_beside_parts, text_identity
 
-GUIDANCE = 7.5
+GUIDANCE, NETWORK = 7.5, "unet"
 GUIDANCE_CHANNELS = 256
 """Of the sinusoidal embedding of the guidance scale (LCM, arXiv 2310.04378)."""
 
@@ -48,13 +49,14 @@ def embed_guidance(guidance: Tensor, channels: int) -> Tensor:
     return embedding
 
 
-def load(directory: Path, device: torch.device) -> Model:
+def load(directory: Path, device: torch.device, loader: PartLoader) -> Model:
     """Open a directory whose `model_index.json` names `StableDiffusionPipeline`."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
     scheduler = read_json(directory / "scheduler" / "scheduler_config.json")
-    unet: Any = load_part(UNet2DConditionModel, directory / "unet", device)
-    encoder, decoder = latent_maps(load_part(AutoencoderKL, directory / "vae", device))
+    tiny = read_json(directory / INDEX).get("vae", [None])[-1] == AutoencoderTiny.__name__
+    unet: Any = loader(UNet2DConditionModel, directory / "unet", device)
+    encoder, decoder = latent_maps(loader(AutoencoderTiny if tiny else AutoencoderKL, directory / "vae", device))
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return Model(
@@ -63,20 +65,22 @@ def load(directory: Path, device: torch.device) -> Model:
         encoder=encoder,
         decoder=decoder,
         sample_shape=(unet.config.in_channels, height, width),
-        load_text_encoder=partial(_load_text_encoder, directory, device),
+        load_text_encoder=partial(_load_text_encoder, directory, device, loader),
     )
 
 
-def _load_text_encoder(directory: Path, device: torch.device) -> StockTextEncoder:
+def _load_text_encoder(directory: Path, device: torch.device, loader: PartLoader) -> StockTextEncoder:
     from diffusers import StableDiffusionPipeline
 
-    pipeline = load_text_pipeline(StableDiffusionPipeline, directory, device, requires_safety_checker=False)
+    pipeline, encoders = load_text_pipeline(
+        StableDiffusionPipeline, directory, device, loader, requires_safety_checker=False
+    )
 
     def encode(prompts: list[str]) -> dict[str, Tensor]:
         states, _ = pipeline.encode_prompt(prompts, device, 1, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": states}
 
-    return StockTextEncoder(encode, text_identity(directory))
+    return StockTextEncoder(encode, text_identity(directory), encoders)
 
 
 def feature_block(unet: Any) -> tuple[nn.Module, int]:

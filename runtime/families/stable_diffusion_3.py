@@ -11,10 +11,10 @@ from ..denoiser import Condition, Denoiser, Network
 from ..errors import FewstepError
 from ..files import read_json
 from ..schedule import prediction_from_config, schedule_from_config
-from . import Model, load_part
+from . import Model, PartLoader
 from .stock import StockTextEncoder, latent_maps, load_text_pipeline, save_beside_parts, text_identity
 
-GUIDANCE = 7.0
+GUIDANCE, NETWORK = 7.0, "transformer"
 
 
 def network_call(transformer: Any) -> Network:
@@ -33,13 +33,13 @@ def network_call(transformer: Any) -> Network:
     return call
 
 
-def load(directory: Path, device: torch.device) -> Model:
+def load(directory: Path, device: torch.device, loader: PartLoader) -> Model:
     """Open a directory whose `model_index.json` names `StableDiffusion3Pipeline`."""
     from diffusers import AutoencoderKL, SD3Transformer2DModel
 
     scheduler = read_json(directory / "scheduler" / "scheduler_config.json")
-    transformer: Any = load_part(SD3Transformer2DModel, directory / "transformer", device)
-    encoder, decoder = latent_maps(load_part(AutoencoderKL, directory / "vae", device))
+    transformer: Any = loader(SD3Transformer2DModel, directory / "transformer", device)
+    encoder, decoder = latent_maps(loader(AutoencoderKL, directory / "vae", device))
     size = transformer.config.sample_size
     schedule, prediction = schedule_from_config(scheduler), prediction_from_config(scheduler)
     return Model(
@@ -48,16 +48,20 @@ def load(directory: Path, device: torch.device) -> Model:
         encoder=encoder,
         decoder=decoder,
         sample_shape=(transformer.config.in_channels, size, size),
-        load_text_encoder=partial(_load_text_encoder, directory, transformer, device),
+        load_text_encoder=partial(_load_text_encoder, directory, transformer, device, loader),
     )
 
 
-def _load_text_encoder(directory: Path, transformer: nn.Module, device: torch.device) -> StockTextEncoder:
+def _load_text_encoder(
+    directory: Path, transformer: nn.Module, device: torch.device, loader: PartLoader
+) -> StockTextEncoder:
     from diffusers import StableDiffusion3Pipeline
 
     # Many leave T5 out, for its size; `encode_prompt` then gives zeros of the width that the transformer wants.
     absent = {name: None for name in ("text_encoder_3", "tokenizer_3") if not (directory / name).is_dir()}
-    pipeline = load_text_pipeline(StableDiffusion3Pipeline, directory, device, transformer=transformer, **absent)
+    pipeline, encoders = load_text_pipeline(
+        StableDiffusion3Pipeline, directory, device, loader, transformer=transformer, **absent
+    )
 
     def encode(prompts: list[str]) -> dict[str, Tensor]:
         states, _, pooled, _ = pipeline.encode_prompt(
@@ -65,7 +69,7 @@ def _load_text_encoder(directory: Path, transformer: nn.Module, device: torch.de
         )
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
-    return StockTextEncoder(encode, text_identity(directory))
+    return StockTextEncoder(encode, text_identity(directory), encoders)
 
 
 def feature_block(transformer: Any) -> tuple[nn.Module, int]:

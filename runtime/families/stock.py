@@ -1,7 +1,7 @@
 """What families of whole diffusers directories share: KL autoencoders, text encoders, and the files of students."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from ..artefact import INDEX, parts_of, weights_hash
 from ..errors import FewstepError
 from ..files import read_json, write_json
 from ..quiet import quiet
-from . import UNFIT, LatentDecoder, LatentEncoder, first_line, load_part, save_part
+from . import UNFIT, LatentDecoder, LatentEncoder, PartLoader, first_line, save_part
 
 _TEXT_PARTS = ("text_encoder", "tokenizer")
 
@@ -24,7 +24,8 @@ class _Encode(nn.Module):
         self.vae = vae
 
     def forward(self, images: Tensor) -> Tensor:
-        mean: Tensor = self.vae.encode(images).latent_dist.mode()
+        encoded = self.vae.encode(images, return_dict=False)[0]
+        mean: Tensor = encoded if isinstance(encoded, Tensor) else encoded.mode()  # a tiny one gives no distribution
         return mean
 
 
@@ -39,7 +40,7 @@ class _Decode(nn.Module):
 
 
 def latent_maps(vae: Any) -> tuple[LatentEncoder, LatentDecoder]:
-    """Images to latents and back by an `AutoencoderKL`; the latents are the means, nothing is drawn."""
+    """Images to latents and back by an `AutoencoderKL` or `AutoencoderTiny`; latents are means, nothing is drawn."""
     scaling, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
     return LatentEncoder(_Encode(vae), scaling, shift), LatentDecoder(_Decode(vae), scaling, shift)
 
@@ -51,10 +52,12 @@ class StockTextEncoder:
     Args:
         encode: prompts to the condition's tensors.
         identity: SHA-256 over the files of encoders and tokenizers.
+        networks: the encoders, by the names of their folders.
     """
 
     encode: Callable[[list[str]], dict[str, Tensor]]
     identity: str
+    networks: Mapping[str, nn.Module]
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -67,13 +70,16 @@ def text_identity(directory: Path) -> str:
     return weights_hash(directory, _TEXT_PARTS)
 
 
-def load_text_pipeline(kind: Any, directory: Path, device: torch.device, **given: Any) -> Any:
-    """A diffusers pipeline in float32 with the text encoders and tokenizers of `directory` and no other part.
+def load_text_pipeline(
+    kind: Any, directory: Path, device: torch.device, loader: PartLoader, **given: Any
+) -> tuple[Any, dict[str, nn.Module]]:
+    """A diffusers pipeline in float32 with the text encoders and tokenizers of `directory`, and these encoders by name.
 
     Args:
         kind: the pipeline's class.
         directory: holds the parts.
         device: where the encoders run.
+        loader: loads them.
         given: further arguments of `kind`, which are not loaded: parts that its `encode_prompt` looks at, or None.
 
     Raises:
@@ -82,17 +88,18 @@ def load_text_pipeline(kind: Any, directory: Path, device: torch.device, **given
     index = read_json(directory / INDEX)
     parts = {name: part for name, part in index.items() if isinstance(part, list) and name not in given}
     loaded = {
-        name: _load_text_part(directory / name, class_name, device) if name.startswith(_TEXT_PARTS) else None
+        name: _load_text_part(directory / name, class_name, device, loader) if name.startswith(_TEXT_PARTS) else None
         for name, (_, class_name) in parts.items()
     }
+    encoders = {name: part for name, part in loaded.items() if part is not None and name.startswith(_TEXT_PARTS[0])}
     try:
         with quiet("diffusers"):
-            return kind(**loaded, **given)
+            return kind(**loaded, **given), encoders
     except (TypeError, ValueError) as error:
         raise FewstepError(f"cannot open {directory}: its {INDEX} lacks a part ({first_line(error)})") from error
 
 
-def _load_text_part(folder: Path, class_name: str | None, device: torch.device) -> Any:
+def _load_text_part(folder: Path, class_name: str | None, device: torch.device, loader: PartLoader) -> Any:
     if class_name is None:
         return None
     import transformers
@@ -101,7 +108,7 @@ def _load_text_part(folder: Path, class_name: str | None, device: torch.device) 
     if kind is None:
         raise FewstepError(f"cannot load {folder}: transformers has no {class_name}")
     if folder.name.startswith("text_encoder"):
-        return load_part(kind, folder, device)
+        return loader(kind, folder, device)
     names = kind.vocab_files_names
     # From a folder without them, transformers makes a tokenizer that knows no word.
     if not any((folder / names[file]).is_file() for file in ("vocab_file", "tokenizer_file") if file in names):

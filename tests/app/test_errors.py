@@ -175,7 +175,7 @@ def test_a_teacher_needs_an_autoencoder(run, pictures: Path, tmp_path: Path) -> 
 
 def test_only_students_are_exported(run, teacher: Path) -> None:
     before = sorted(teacher.rglob("*"))
-    assert_refused(run("export", teacher), "is a teacher, and only students are exported")
+    assert_refused(run("export", teacher), "is a teacher, and only students are exported as one graph")
     assert sorted(teacher.rglob("*")) == before
 
 

@@ -116,3 +116,24 @@ def test_what_a_student_cannot_do_is_refused(one_step: Pipeline, arguments: dict
 def test_an_unknown_sampler_is_refused_with_the_known_ones(teacher: Path) -> None:
     with pytest.raises(FewstepError, match=r"there is no sampler 'huen'.*heun"):
         Pipeline.from_pretrained(teacher, engine="torch").generate("a crab", steps=2, sampler="huen")
+
+
+def test_previews_show_what_each_evaluation_foresees_and_end_in_the_result(teacher: Path) -> None:
+    pipeline, seen = Pipeline.from_pretrained(teacher, "torch"), []
+    result = pipeline.generate("a square", steps=3, preview=seen.append)
+    assert [pixels.shape for pixels in seen] == [result.arrays.shape] * 3
+    assert np.array_equal(seen[-1], result.arrays)
+    assert not np.array_equal(seen[0], seen[-1])
+    assert np.array_equal(pipeline.generate("a square", steps=3).arrays, result.arrays)
+
+
+def test_a_negative_prompt_leads_away_from_it_where_there_is_guidance(teacher: Path, student: Path) -> None:
+    pipeline = Pipeline.from_pretrained(teacher, "torch")
+    plain, away = (pipeline.generate("a square", 2, negative_prompt=text).arrays for text in ("", "a circle"))
+    assert not np.array_equal(plain, away)
+    itself = pipeline.generate("a square", 2, guidance=5.0, negative_prompt="a square").arrays
+    assert np.abs(itself.astype(int) - pipeline.generate("a square", 2, guidance=1.0).arrays).max() <= 1
+    with pytest.raises(FewstepError, match="a negative prompt needs classifier-free guidance"):
+        pipeline.generate("a square", 2, guidance=1.0, negative_prompt="a circle")
+    with pytest.raises(FewstepError, match="a negative prompt needs classifier-free guidance"):
+        Pipeline.from_pretrained(student, "torch").generate("a square", negative_prompt="a circle")

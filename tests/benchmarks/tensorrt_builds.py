@@ -16,6 +16,7 @@ from rich.table import Table
 
 from fewstep.app.machine import machine
 from fewstep.export import tensorrt as target
+from fewstep.export.graph import Graph
 from fewstep.export.source import Source
 from fewstep.runtime.engines.tensorrt import tensorrt
 from fewstep.runtime.files import write_json
@@ -23,11 +24,11 @@ from fewstep.runtime.files import write_json
 MEBIBYTE = 1024**2
 
 
-def measure(graph: Any, capability: int, precision: str) -> dict[str, Any]:
+def measure(graph: Graph, capability: int, precision: str) -> dict[str, Any]:
     """Convert and build one graph.
 
     Args:
-        graph: an `onnx.ModelProto` in float32.
+        graph: in float32.
         capability: of the GPU, such as 89.
         precision: of the arithmetic.
     """
@@ -37,11 +38,11 @@ def measure(graph: Any, capability: int, precision: str) -> dict[str, Any]:
     return {
         "capability": capability,
         "precision": precision,
-        "graph_mib": round(graph.ByteSize() / MEBIBYTE, 1),
+        "graph_mib": round(graph.model.ByteSize() / MEBIBYTE, 1),
         "engine_mib": round(len(engine) / MEBIBYTE, 1),
         "cpu_seconds": round(time.process_time() - processor, 1),
         "seconds": round(time.perf_counter() - wall, 1),
-        "operators": len(graph.graph.node),
+        "operators": len(graph.model.graph.node),
         "float32": kept,
     }
 
@@ -50,7 +51,7 @@ def report(source: Source, capabilities: Sequence[int], precisions: Sequence[str
     """Every graph of a student for every GPU in every precision."""
     library = tensorrt()
     rows = [
-        {"graph": name, **measure(graph.model, capability, precision)}
+        {"graph": name, **measure(graph, capability, precision)}
         for (name, graph), capability, precision in product(source.graphs.items(), capabilities, precisions)
     ]
     versions = {"library": f"{library.__name__} {library.__version__}", "weights": source.card.weights}
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("student", type=Path, help="the student's directory")
     parser.add_argument("--out", type=Path, required=True, help="receives the numbers")
     parser.add_argument("--capabilities", nargs="+", type=int, default=[89, 120])
-    parser.add_argument("--precisions", nargs="+", choices=("fp16", "bf16", "fp32"), default=["fp16", "bf16"])
+    parser.add_argument("--precisions", nargs="+", choices=("fp16", "bf16", "fp32", "fp8"), default=["fp16", "bf16"])
     given = parser.parse_args(arguments)
     results = report(Source(given.student), given.capabilities, given.precisions)
     show(results)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fewstep.export.export import TARGETS, check_request, export_source
+from fewstep.export.graph import Graph
 from fewstep.export.source import Source
 from fewstep.runtime.artefact import read_card, save_artefact
 from fewstep.runtime.engines import TEXT_ENCODER, TRAJECTORY, find_exports, open_engines
@@ -89,14 +90,14 @@ def refuse(source: Source, monkeypatch: pytest.MonkeyPatch) -> Iterator[Refuse]:
         whole = source.graphs[part].model
         damage, inputs = make(whole), {value.name for value in whole.graph.input}
 
-        def broken(graph: Any, folder: Path, name: str, precision: str) -> Any:
+        def broken(graph: Graph, folder: Path, name: str, precision: str) -> Any:
             from onnx import ModelProto
 
             changed = ModelProto()
-            changed.CopyFrom(graph)
-            if inputs.issuperset(value.name for value in graph.graph.input):
+            changed.CopyFrom(graph.model)
+            if inputs.issuperset(graph.inputs):
                 damage(changed)
-            return write(changed, folder, name, precision)
+            return write(replace(graph, model=changed), folder, name, precision)
 
         monkeypatch.setitem(TARGETS, "onnx", replace(TARGETS["onnx"], write=broken))
         with pytest.raises(FewstepError, match="onnx in fp32 does not draw what torch draws: ") as raised:
@@ -159,7 +160,7 @@ def test_a_changed_opset_is_refused(refuse: Refuse) -> None:
 def test_a_file_that_was_cut_short_in_writing_is_refused(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     write = TARGETS["onnx"].write
 
-    def truncated(graph: Any, folder: Path, name: str, precision: str) -> None:
+    def truncated(graph: Graph, folder: Path, name: str, precision: str) -> None:
         write(graph, folder, name, precision)
         file = folder / f"{name}.onnx"
         os.truncate(file, file.stat().st_size // 2)

@@ -59,12 +59,12 @@ class Target:
         self.folder, self.inputs, self.damage, self.name = folder, inputs, damage, name
         self.widths: list[int] = []
 
-    def __call__(self, model: Any) -> Arrays:
-        self.widths.append(len(model.graph.output))
-        self.damage(model.graph)
-        TARGETS[self.name].write(model, self.folder, "probe", "fp32")
+    def __call__(self, part: Graph) -> Arrays:
+        self.widths.append(len(part.outputs))
+        self.damage(part.model.graph)
+        TARGETS[self.name].write(part, self.folder, "probe", "fp32")
         engine = engine_module(self.name).load(self.folder, "probe", "fp32")
-        return engine(**{value.name: self.inputs[value.name].numpy() for value in model.graph.input})
+        return engine(**{name: self.inputs[name].numpy() for name in part.inputs})
 
 
 def doubled(name: str) -> Callable[[Any], None]:
@@ -112,6 +112,15 @@ def test_targets_that_drop_unused_inputs_are_searched_too(graph: Graph, values: 
         assert first_difference(graph, target, graph.example, "fp32").split()[0] == name
 
 
+def test_where_time_runs_out_a_stretch_of_the_graph_is_named(graph: Graph, values: list[str], tmp_path: Path) -> None:
+    target = Target(tmp_path, graph.example, doubled(values[3]))
+    place = first_difference(graph, target, graph.example, "fp32", longest=0)
+    first, last = values[0], values[-1]
+    assert place.startswith(f"one from {first} (")
+    assert f" to {last} (Mul) in the graph itself" in place
+    assert len(target.widths) == 2
+
+
 def test_the_operator_and_the_module_are_named(graph: Graph, values: list[str], tmp_path: Path) -> None:
     places = [
         first_difference(graph, Target(tmp_path, graph.example, doubled(name)), graph.example, "fp32")
@@ -128,7 +137,7 @@ def test_a_sound_graph_has_no_fault(graph: Graph, tmp_path: Path) -> None:
 
 
 def test_no_value_is_to_blame_where_nothing_runs(graph: Graph) -> None:
-    def broken(model: Any) -> Arrays:
+    def broken(part: Graph) -> Arrays:
         raise OSError("no such driver")
 
     assert first_difference(graph, broken, graph.example, "fp32") == ""

@@ -85,7 +85,7 @@ def test_impossible_requests_are_refused(
 
 
 def test_a_teacher_is_refused(teacher: Path) -> None:
-    with pytest.raises(FewstepError, match="is a teacher, and only students are exported"):
+    with pytest.raises(FewstepError, match="is a teacher, and only students are exported as one graph"):
         export_student(teacher, "onnx")
 
 
@@ -114,7 +114,7 @@ def two_steps(student: Path) -> tuple[Trajectory, Graph]:
 def test_a_graph_holds_all_steps(two_steps: tuple[Trajectory, Graph], tmp_path: Path) -> None:
     trajectory, graph = two_steps
     assert trajectory.draws == 2
-    TARGETS["onnx"].write(graph.model, tmp_path, "graph", "fp32")
+    TARGETS["onnx"].write(graph, tmp_path, "graph", "fp32")
     noise = torch.randn(5, 2, 4, 4, 4)
     condition = {
         "encoder_hidden_states": torch.randn(5, 24, 384),

@@ -218,19 +218,19 @@ def test_a_precision_of_fewer_bits_may_differ_more(precision: str) -> None:
 
 
 def gate(folder: Path) -> Gate:
-    return Gate("onnx", "fp32", TORCH, Tokenize(), graphs={}, build=lambda model, folder: fail, refused=folder)
+    return Gate("onnx", "fp32", graphs={}, build=lambda graph, folder: fail, refused=folder)
 
 
 def test_a_refusal_shows_both_and_their_difference_and_goes_when_one_passes(tmp_path: Path) -> None:
     folder = tmp_path / "refused" / "onnx-fp32-1step"
     with pytest.raises(FewstepError, match=f"where at most .* is allowed: nothing was exported, see {folder}$"):
-        gate(folder).check(engine(trajectory=brighter(9)))
+        gate(folder).judge(*check(engine(trajectory=brighter(9))))
     with Image.open(folder / "pictures.png") as picture:
         torch_, found, error = np.split(np.asarray(picture)[::8, ::8], 3, axis=1)
     assert torch_.shape == (SIDE, SIDE, 3)  # a batch of one, each value eight by eight
     np.testing.assert_array_equal(found, np.minimum(torch_.astype(int) + 9, 255))
     assert set(error[found < 255]) == {255}
-    gate(folder).check(engine())
+    gate(folder).judge(*check(engine()))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -239,7 +239,7 @@ def test_a_report_is_json_whatever_was_measured(tmp_path: Path) -> None:
         return {"encoder_hidden_states": np.full((len(tokens["input_ids"]), 1, 8), np.inf, np.float32)}
 
     with pytest.raises(FewstepError, match="its text encoder: largest inf"):
-        gate(tmp_path / "refused").check(engine(overflow))
+        gate(tmp_path / "refused").judge(*check(engine(overflow)))
     text = (tmp_path / "refused" / "parity.json").read_text(encoding="utf-8")
     report = json.loads(text, parse_constant=pytest.fail)
     assert report["worst"]["text_encoder"] == {"largest": None, "rms": None}

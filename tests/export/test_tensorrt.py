@@ -1,6 +1,7 @@
 """TensorRT engines: built on a CPU by TensorRT for RTX; what runs them, or makes them refittable, needs a GPU."""
 
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def library() -> Any:
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_student_in_half_precision_draws_the_same_to_rounding(graph: Graph, tmp_path: Path, precision: str) -> None:
     onnx = pytest.importorskip("onnx")
-    model, kept = target.convert(graph.model, precision)
+    model, kept = target.convert(graph, precision)
     assert kept.keys() >= {"statistics", "sampler", "last projections"}
     from onnx.reference import ReferenceEvaluator
 
@@ -67,7 +68,7 @@ def test_an_engine_is_built_for_a_gpu_that_is_not_there(
         return add_task(self, description, **more)
 
     monkeypatch.setattr(Progress, "add_task", noting)
-    model, _ = target.convert(graph.model, precision)
+    model, _ = target.convert(graph, precision)
     found = target.build(model, capability, refittable=False)
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     assert len(found) > weights
@@ -123,8 +124,8 @@ def test_what_needs_a_gpu_says_so(graph: Graph, library: Any, tmp_path: Path) ->
     for attempt in (
         engine.library,
         lambda: engine.load(tmp_path, "trajectory", "fp16"),
-        lambda: target.write(graph.model, tmp_path, "trajectory", "fp16"),
-        lambda: target.refit(tmp_path, graph.model, tmp_path, "trajectory", "fp16"),
+        lambda: target.write(graph, tmp_path, "trajectory", "fp16"),
+        lambda: target.refit(tmp_path, graph, tmp_path, "trajectory", "fp16"),
     ):
         with pytest.raises(FewstepError, match="TensorRT needs an NVIDIA GPU and its driver, and torch finds none"):
             attempt()
@@ -154,7 +155,7 @@ def gpu_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 @pytest.mark.gpu
 def test_an_engine_draws_what_torch_draws_in_any_batch(graph: Graph, gpu_library: str, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    target.write(graph.model, tmp_path / "a", "trajectory", "fp16")
+    target.write(graph, tmp_path / "a", "trajectory", "fp16")
     with torch.inference_mode():
         expected = graph.program.module()(*graph.example.values())[:1].numpy().astype(np.float64)
     for batch in (1, 3, 40, 2):
@@ -171,7 +172,7 @@ def test_what_was_learnt_about_a_gpu_is_used_again(graph: Graph, gpu_library: st
 
     def seconds() -> float:
         start = time.perf_counter()
-        target.write(graph.model, tmp_path / "a", "trajectory", "fp16")
+        target.write(graph, tmp_path / "a", "trajectory", "fp16")
         draw(tmp_path / "a", graph, 1)
         return time.perf_counter() - start
 
@@ -190,9 +191,9 @@ def test_refitted_weights_draw_what_a_new_engine_draws(graph: Graph, gpu_library
             tensor.CopyFrom(numpy_helper.from_array(0.5 * numpy_helper.to_array(tensor), tensor.name))
     for name in ("old", "new", "refitted"):
         (tmp_path / name).mkdir()
-    target.write(graph.model, tmp_path / "old", "trajectory", "fp16")
-    target.write(other, tmp_path / "new", "trajectory", "fp16")
-    target.refit(tmp_path / "old", other, tmp_path / "refitted", "trajectory", "fp16")
+    target.write(graph, tmp_path / "old", "trajectory", "fp16")
+    target.write(replace(graph, model=other), tmp_path / "new", "trajectory", "fp16")
+    target.refit(tmp_path / "old", replace(graph, model=other), tmp_path / "refitted", "trajectory", "fp16")
     old, new, refitted = (draw(tmp_path / name, graph, 2).astype(np.float64) for name in ("old", "new", "refitted"))
     assert np.abs(old - new).max() > 0
     np.testing.assert_allclose(refitted, new, atol=0.01 * np.ptp(new))

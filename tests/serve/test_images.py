@@ -103,7 +103,7 @@ def test_a_teacher_takes_guidance_and_steps(server: Server, models: dict[str, Pa
         ({"prompt": "a", "guidance_scale": 2}, 400, "unsupported_guidance", "this model has its guidance built in"),
         ({"prompt": "a", "negative_prompt": "b"}, 400, "unsupported_negative", "this model has no negative prompt"),
         ({"prompt": "a", "model": "../x"}, 404, "model_not_found", "there is no model '../x'"),
-        ({"prompt": "a", "stream": True, "n": 2}, 400, "unsupported_stream", "a stream is of one image"),
+        ({"prompt": "\x1c"}, 400, "invalid_request", "prompt: String should match pattern"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_a_sentence(

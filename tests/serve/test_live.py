@@ -101,3 +101,9 @@ def test_a_stream_shows_what_each_evaluation_foresees_and_ends_with_the_picture(
 
 def test_one_evaluation_has_nothing_to_foresee(server: Server) -> None:
     assert [name for name, _ in events(server, prompt="a square", partial_images=3)] == ["image_generation.completed"]
+
+
+def test_several_images_of_a_stream_come_one_after_another(server: Server) -> None:
+    body = {"prompt": "a square", "model": "slow", "n": 2, "seed": 2, "partial_images": 1}
+    found = [(name.rpartition(".")[2], event.get("seed")) for name, event in events(server, **body)]
+    assert found == [("partial_image", None), ("completed", 2), ("partial_image", None), ("completed", 3)]

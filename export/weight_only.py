@@ -1,0 +1,70 @@
+"""Weights in eight or four bits, arithmetic as before: for networks whose size, not whose sums, is what takes time.
+
+The layers that suffer most stay as they are; `int8.kept_products` says which.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..runtime.errors import require
+from .int8 import kept_products, with_names, without_advice
+
+BITS = {"w8": 8, "w4": 4}
+"""Bits of a weight, by precision."""
+BLOCK = 32
+"""Weights that share a scale in four bits; with more of them, the largest costs the others their digits."""
+
+
+def write_onnx(model: Any, path: Path, precision: str) -> dict[str, int]:
+    """Save a float32 graph with the weights of its matrix products in blocks of few bits, for ONNX Runtime.
+
+    Args:
+        model: an `onnx.ModelProto` without functions or subgraphs.
+        path: of the file.
+        precision: a key of `BITS`.
+
+    Returns:
+        How many products each rule keeps.
+    """
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    copy = with_names(model)
+    kept = kept_products(copy.graph)
+    with without_advice():
+        excluded = sorted(set().union(*kept.values()))
+        quantiser = MatMulNBitsQuantizer(copy, bits=BITS[precision], block_size=BLOCK, nodes_to_exclude=excluded)
+        quantiser.process()
+    onnx.save(quantiser.model.model, path)
+    return {rule: len(names) for rule, names in kept.items()}
+
+
+def compressed(model: Any, precision: str) -> tuple[Any, dict[str, int]]:
+    """A graph for OpenVINO with the weights of its matrix products in few bits.
+
+    Args:
+        model: an `onnx.ModelProto` without functions or subgraphs.
+        precision: a key of `BITS`; in eight bits, each output channel has a scale.
+
+    Returns:
+        The `openvino.Model`, and how many products each rule keeps.
+
+    Raises:
+        FewstepError: OpenVINO or NNCF is missing.
+    """
+    os.environ.setdefault("NNCF_CI", "1")  # without it, NNCF reports its use to Google
+    openvino, nncf = require("openvino", "openvino"), require("nncf", "quantise")
+    copy = with_names(model)
+    kept = kept_products(copy.graph)
+    read = openvino.Core().read_model(copy.SerializeToString())
+    settings: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
+    if BITS[precision] == 4:
+        settings = {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": BLOCK, "ratio": 1.0, "all_layers": True}
+    others = [node for node in read.get_ops() if node.get_type_name() in ("Convolution", "Gather")]
+    excluded = {*set().union(*kept.values()), *(node.get_friendly_name() for node in others)}
+    excluded &= {node.get_friendly_name() for node in read.get_ops()}
+    with without_advice():
+        scope = nncf.IgnoredScope(names=sorted(excluded))
+        result = nncf.compress_weights(read, ignored_scope=scope, **settings)
+    return result, {rule: len(names) for rule, names in kept.items()}

@@ -1,0 +1,54 @@
+"""Weights in few bits: smaller, near the original, and what suffers most stays as it was."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fewstep.export.weight_only import compressed, write_onnx
+from fewstep.runtime.engines.onnx import OnnxEngine
+
+from .sampling_network import inputs_of, network
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+# Rounding to 255 or 15 levels over the range of a block of normal weights, some four times their deviation: in units of
+# that deviation 4 / (levels sqrt(12)), and through one product the same of its result.
+ERROR = {"w8": 0.005, "w4": 0.08}
+
+
+def relative_error(found: Any, expected: Any, noise: Any) -> float:
+    return float(np.sqrt(np.square(found - expected).mean() / np.square(expected - noise).mean()))
+
+
+@pytest.mark.parametrize("precision", ERROR)
+def test_only_weights_of_hidden_products_are_rounded(tmp_path: Path, precision: str) -> None:
+    model, inputs = network(2), inputs_of(8)
+    before = model.SerializeToString()
+    assert write_onnx(model, tmp_path / "small.onnx", precision) == {"condition": 2, "last projection": 2}
+    assert model.SerializeToString() == before
+    operators = [node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node]
+    assert operators.count("MatMul") == 4
+    assert operators.count("MatMulNBits") == 2
+    onnx.save(model, tmp_path / "float.onnx")
+    expected, found = (OnnxEngine(tmp_path / name)(**inputs)["pixels"] for name in ("float.onnx", "small.onnx"))
+    assert ERROR[precision] / 4 < relative_error(found, expected, inputs["noise"]) < 3 * ERROR[precision]
+
+
+@pytest.mark.parametrize("precision", ERROR)
+def test_openvino_rounds_the_same_weights(tmp_path: Path, precision: str) -> None:
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("nncf", reason='nncf is not installed: pip install "fewstep[quantise]"')
+    model, inputs = network(1), inputs_of(8)
+    small, kept = compressed(model, precision)
+    assert kept == {"condition": 1, "last projection": 1}
+    types = {each.get_friendly_name(): each.get_output_element_type(0).to_string() for each in small.get_ops()}
+    assert types["hidden"] == {"w8": "u8", "w4": "u4"}[precision]
+    assert types["caption"] == types["last"] == "f32"
+    onnx.save(model, tmp_path / "float.onnx")
+    expected = OnnxEngine(tmp_path / "float.onnx")(**inputs)["pixels"]
+    plain = {"INFERENCE_PRECISION_HINT": "f32"}
+    (found,) = openvino.Core().compile_model(small, "CPU", plain)(inputs).values()
+    assert ERROR[precision] / 4 < relative_error(found, expected, inputs["noise"]) < 3 * ERROR[precision]
