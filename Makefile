@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= passive
 # The package's folders lie at the root under bare names: keep the root off sys.path.
 export PYTHONSAFEPATH := 1
 
-.PHONY: generate test lint types unit gpu wheels resources overhead train-emoji ladder clean
+.PHONY: generate test lint types unit gpu wheels resources peers overhead train-emoji ladder clean
 
 generate: .venv/generate.done  ## draw PROMPT with the shipped student and its teacher
 	@mkdir -p $(OUT)
@@ -52,6 +52,9 @@ wheels:  ## what a GPU machine without a network may lack, into .wheels: pure Py
 resources: .venv/develop.done  ## registers, spills and shared memory of every kernel on every GPU, and the tables of kernels/README.md
 	$(BIN)/python -m fewstep.kernels.resources results/kernels/resources.json
 	$(BIN)/python -m fewstep.app.kernel_tables kernels/README.md results
+
+peers: .venv/develop.done  ## what `fewstep bench --peers` compares with, each in an environment of its own, into .peers
+	$(BIN)/python -m fewstep.app.bench.environments .peers
 
 overhead: .venv/develop.done  ## what the trainer costs beside a plain loop, on DEVICE, into results/overhead
 	$(BIN)/python tests/benchmarks/overhead.py --device $(DEVICE) --out results/overhead/$(DEVICE).json
