@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= passive
 # The package's folders lie at the root under bare names: keep the root off sys.path.
 export PYTHONSAFEPATH := 1
 
-.PHONY: generate test lint types unit gpu wheels resources peers overhead train-emoji ladder clean
+.PHONY: generate test lint types unit gpu wheels resources peers overhead serving train-emoji ladder clean
 
 generate: .venv/generate.done  ## draw PROMPT with the shipped student and its teacher
 	@mkdir -p $(OUT)
@@ -60,6 +60,9 @@ overhead: .venv/develop.done  ## what the trainer costs beside a plain loop, on 
 	$(BIN)/python tests/benchmarks/overhead.py --device $(DEVICE) --out results/overhead/$(DEVICE).json
 
 # Run it again to go on: each training takes up its own checkpoint and counts the minutes it has already had.
+serving: .venv/develop.done  ## what a server adds to its engine, and how it bears overload, into results/serving
+	$(BIN)/python tests/benchmarks/serving.py --out results/serving/$(DEVICE).json
+
 train-emoji: .venv/develop.done  ## the shipped models from nothing, within MINUTES of training on DEVICE
 	@if [ -e $(DATA)/dataset.json ]; then echo "$(DATA) is built already: remove it to build it again"; \
 	else $(BIN)/fewstep data emoji --styles fluent-3d,fluent-flat --out $(DATA); fi

@@ -75,7 +75,7 @@ def load(
         raise FewstepError("no request falls into that time: give higher --rates or more --seconds")
     rows = []
     for arrivals in plans:
-        outcome, took = asyncio.run(_send(url.rstrip("/") + "/v1/images/generations", body, arrivals, key))
+        outcome, took = asyncio.run(send(url.rstrip("/") + "/v1/images/generations", body, arrivals, key))
         rows.append(summary(outcome, took, images, len(arrivals) * images / arrivals[-1]))
     print_table(COLUMNS, rows)
     if out:
@@ -115,7 +115,7 @@ def _read(trace: Path) -> list[float]:
     return moments
 
 
-async def _send(url: str, body: dict[str, Any], arrivals: Sequence[float], key: str) -> tuple[Outcome, float]:
+async def send(url: str, body: dict[str, Any], arrivals: Sequence[float], key: str) -> tuple[Outcome, float]:
     """Send a request at each moment; the outcome, and the seconds until the last answer."""
     import aiohttp
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn

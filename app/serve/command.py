@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DRAIN_SECONDS = 60
 """After SIGTERM, for what waits and is being drawn."""
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 LONGEST_MESSAGE = 65536
 """Of a WebSocket, in bytes."""
 
@@ -126,9 +128,15 @@ def _run(app: "FastAPI", host: str, port: int) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With its protocol named: asyncio turns Nagle's algorithm off, which costs 40 ms a request, for such sockets only.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        return listener
     except OSError as error:
+        listener.close()
         raise FewstepError(f"cannot listen on {host}:{port} ({error.strerror}): give another --port") from error
 
 

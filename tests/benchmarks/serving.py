@@ -1,0 +1,157 @@
+"""What a server adds to its engine: latency of one request, throughput when saturated, and three times that load.
+
+The server and a pipeline in this process have the same model, engine and threads, and take turns; the clients share the
+machine with both. Overload is what `fewstep load` sends; memory is that of the server and its workers.
+"""
+
+import argparse
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import aiohttp
+from rich.console import Console
+
+from fewstep.app.load import poisson, send, summary
+from fewstep.app.machine import machine
+from fewstep.runtime import Pipeline
+from fewstep.runtime.files import write_json
+
+PATH = "/v1/images/generations"
+LARGEST_BATCH, CLIENTS, WAIT = 8, 32, 2.0
+
+
+@contextmanager
+def serving(model: Path, engine: str) -> Iterator[tuple[str, int]]:
+    """A server on a free port: its address, and its process."""
+    options = ["--port", "0", "--engine", engine, "--largest-batch", str(LARGEST_BATCH), "--wait", str(WAIT)]
+    command = [sys.executable, "-P", "-c", "from fewstep.app.cli import main; main()", "serve", str(model), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        found = re.search(r"on (http://\S+)", process.stdout.readline())
+        if not found:
+            raise SystemExit("the server did not start")
+        try:
+            yield found[1], process.pid
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+async def latency(url: str, pipeline: Pipeline, rounds: int) -> dict[str, Any]:
+    """Median milliseconds of one image in this process and over HTTP, in turns, each with a prompt of its own."""
+    own, over_http = [], []
+    async with aiohttp.ClientSession() as session:
+        for number in range(-3, rounds):
+            prompt = f"a rocket {number}, fluent 3d style"
+            start = time.perf_counter()
+            pipeline.generate(prompt, seed=1)
+            middle = time.perf_counter()
+            async with session.post(url + PATH, json={"prompt": prompt, "seed": 1}) as answer:
+                await answer.read()
+                answer.raise_for_status()
+            end = time.perf_counter()
+            if number >= 0:
+                own.append(1000 * (middle - start))
+                over_http.append(1000 * (end - middle))
+    differences = [there - here for here, there in zip(own, over_http, strict=True)]
+    return {
+        "pipeline_milliseconds": round(median(own), 3),
+        "http_milliseconds": round(median(over_http), 3),
+        "median_difference": round(median(differences), 3),
+    }
+
+
+def best_throughput(pipeline: Pipeline, seconds: float) -> float:
+    """Images a second in full batches, in this process alone; no prompt comes twice, which would spare its encoding."""
+    numbers = count()
+
+    def draw() -> None:
+        prompts = [f"a rocket {next(numbers)}, fluent 3d style" for _ in range(LARGEST_BATCH)]
+        pipeline.generate(prompts, batch_size=LARGEST_BATCH)
+
+    for _ in range(2):
+        draw()
+    start, batches = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        draw()
+        batches += 1
+    return batches * LARGEST_BATCH / (time.perf_counter() - start)
+
+
+async def saturation(url: str, seconds: float) -> float:
+    """Images a second that as many clients get who always ask."""
+    end, done = time.perf_counter() + seconds, 0
+
+    async def client(session: aiohttp.ClientSession, number: int) -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            body = {"prompt": f"a rocket {number} {done}, fluent 3d style", "user": str(number)}
+            async with session.post(url + PATH, json=body) as answer:
+                await answer.read()
+                done += answer.status == 200
+
+    start = time.perf_counter()
+    async with aiohttp.ClientSession() as session:
+        await asyncio.gather(*(client(session, number) for number in range(CLIENTS)))
+    return done / (time.perf_counter() - start)
+
+
+def memory(process: int) -> float:
+    """MiB that a process and its children hold."""
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        text = status.read_text() if status.exists() else ""
+        parent = re.search(r"^PPid:\s+(\d+)", text, re.MULTILINE)
+        resident = re.search(r"^VmRSS:\s+(\d+)", text, re.MULTILINE)
+        if resident and (status.parent.name == str(process) or (parent and parent[1] == str(process))):
+            total += int(resident[1])
+    return total / 1024
+
+
+def handles(process: int) -> int:
+    """Open files and sockets of a process."""
+    return sum(1 for _ in Path(f"/proc/{process}/fd").iterdir())
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("models/emoji-student"))
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement of throughput")
+    parser.add_argument("--overload", type=float, default=60.0, help="seconds")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    pipeline = Pipeline.from_pretrained(options.model, options.engine)
+    facts: dict[str, Any] = {"machine": machine(), "engine": pipeline.engine_name, "largest_batch": LARGEST_BATCH}
+    with serving(options.model, options.engine) as (url, process):
+        facts["latency"] = asyncio.run(latency(url, pipeline, options.rounds))
+        best = best_throughput(pipeline, options.seconds)
+        served = asyncio.run(saturation(url, options.seconds))
+        facts["throughput"] = {"pipeline": round(best, 2), "http": round(served, 2), "share": round(served / best, 3)}
+        before = memory(process), handles(process)
+        arrivals = list(poisson(3 * served, options.overload, seed=0))
+        outcome, took = asyncio.run(send(url + PATH, {"n": 1}, arrivals, ""))
+        facts["overload"] = summary(outcome, took, 1, 3 * served) | {
+            "seconds": options.overload,
+            "promised_wait_seconds": WAIT,
+            "memory_mebibytes": [round(before[0], 1), round(memory(process), 1)],
+            "handles": [before[1], handles(process)],
+        }
+    Console().print(facts)
+    write_json(options.out, facts)
+
+
+if __name__ == "__main__":
+    main()
