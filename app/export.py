@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.engines import ENGINES
+from ..runtime.engines import ENGINES, PRECISIONS
 from ..runtime.errors import FewstepError
 from ..runtime.wording import either
 from .match import score_if_possible
 from .models import SHIPPED_STUDENT
 
 if TYPE_CHECKING:
-    from ..export.export import Request
+    from ..export.export import Exportable, Request
 
 DEFAULT_TARGET = "openvino"
 
@@ -41,9 +41,14 @@ def export(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, bf16, int8, int8static, w8, w4, ...; default: the target's fastest of full precision."
+            help="; ".join(f"{target}: {either(precisions)}" for target, precisions in PRECISIONS.items())
+            + "; as far as this machine can.",
+            show_default="the target's first that it can",
         ),
     ] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Keep our kernels as nodes of the graph, for plugins; onnx in fp32.")
+    ] = False,
     data: Annotated[
         Path | None, typer.Option(help="Pictures it was trained on: in few bits, its match@1 on them must not fall.")
     ] = None,
@@ -54,11 +59,11 @@ def export(
 
     if to and every:
         raise FewstepError("--all exports to every target: leave --to out, or give --to alone")
-    requests = _every(precision) if every else [check_request(target, precision) for target in to or [DEFAULT_TARGET]]
-    source, refused = open_source(directory, shape, steps), False
+    named = [] if every else [check_request(target, precision) for target in to or [DEFAULT_TARGET]]
+    source, refused = open_source(directory, shape, steps, kernels), False
     if source.steps is None and shape is None:
         typer.echo(f"{directory} has text encoders of its own: it is exported in parts, for every step count", err=True)
-    for request in requests:
+    for request in named or _every(source, precision):
         try:
             score = score_if_possible(source, request.precision, data) if isinstance(source, Source) else None
             typer.echo(export_source(source, request, score))
@@ -69,13 +74,14 @@ def export(
         raise typer.Exit(2)
 
 
-def _every(precision: str | None) -> list["Request"]:
-    """All targets that this machine can build; the others are named with what they lack."""
+def _every(source: "Exportable", precision: str | None) -> list["Request"]:
+    """All targets of the source's shape that this machine can build; the others are named with what they lack."""
     from ..export.export import TARGETS, check_request
 
     requests = []
     for target in TARGETS:
         try:
+            source.require_target(target)
             requests.append(check_request(target, precision))
         except FewstepError as error:
             typer.echo(f"fewstep: passed over {target}: {error}", err=True)

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 import typer
 
 from ..runtime.engines.manifest import QUANTISED
@@ -42,6 +40,9 @@ def match_score(source: "Source", data: Path) -> "Score":
     Raises:
         FewstepError: the data or the evaluation extra is missing, or the text encoder is not the built-in one.
     """
+    import numpy as np
+    import torch
+
     from ..export.parity import make_inputs
     from ..training.evaluation.features import FeatureNetwork
     from ..training.evaluation.metrics import match_at_1

@@ -65,13 +65,15 @@ TOLERANCES: Mapping[str, Mapping[str, Measures]] = {
         TRAJECTORY: {"rms": 0.04},
         END_TO_END: {"psnr": 28.0, "ssim": 0.98, "off": 0.3},
     },
-    # Weights in eight bits: 0.019; 34.9 dB, 0.99, 0.12 in ONNX Runtime and OpenVINO, at one step alone. Twice that.
+    # Eight bits for weights alone, where int8 rounds both operands: half of its squared error, 3 dB. All that is not a
+    # weight may be in bfloat16. Measured at one step: 0.018; 34.9 dB, 0.992, 0.05 in ONNX Runtime, and 0.02; 34.3 dB,
+    # 0.990, 0.13 in OpenVINO.
     "w8": {
         TEXT_ENCODER: {"largest": 0.1, "rms": 0.04},
-        TRAJECTORY: {"rms": 0.035},
-        END_TO_END: {"psnr": 29.0, "ssim": 0.98, "off": 0.3},
+        TRAJECTORY: {"rms": 0.028},
+        END_TO_END: {"psnr": 31.0, "ssim": 0.985, "off": 0.25},
     },
-    # Weights in four bits: 0.032; 29.8 dB, 0.971, 0.39 in both, at one step alone. Twice that, which the eye does see.
+    # Four bits for weights: 0.034; 29.6 dB, 0.972, 0.39 at one step in both. Twice that, which the eye does see.
     "w4": {
         TEXT_ENCODER: {"largest": 0.1, "rms": 0.04},
         TRAJECTORY: {"rms": 0.07},

@@ -23,7 +23,7 @@ from ..runtime.engines.manifest import (
 from ..runtime.engines.store import beyond, engines_bound, exclusive, list_engines, remove_engine
 from ..runtime.errors import FewstepError, require
 from ..runtime.files import atomic_path, read_json, sha256_of, write_json
-from . import aoti, onnx, openvino, tensorrt
+from . import aoti, nodes, onnx, openvino, tensorrt
 from .calibration import record
 from .differences import END_TO_END
 from .gate import REPORT, Gate
@@ -34,6 +34,8 @@ from .parts import PartsSource
 from .source import Source
 
 SHAPES = ("fused", "parts")
+NODES = ("onnx", "fp32")
+"""The only target and precision whose graphs are written as they are, nodes and functions included."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Exportable(Protocol):
 
     directory: Path
     key: str
+    kernels: bool
 
     @property
     def steps(self) -> int | None:
@@ -146,7 +149,9 @@ def export_student(
     return export_source(Source(directory, steps), check_request(target, precision))
 
 
-def open_source(directory: Path, shape: str | None = None, steps: int | None = None) -> Exportable:
+def open_source(
+    directory: Path, shape: str | None = None, steps: int | None = None, kernels: bool = False
+) -> Exportable:
     """What is exported of a model.
 
     Args:
@@ -154,6 +159,7 @@ def open_source(directory: Path, shape: str | None = None, steps: int | None = N
         shape: `fused`, a whole trajectory as one graph, or `parts`; None takes parts for what has text encoders of its
             own.
         steps: of a trajectory; parts serve every step count.
+        kernels: keep our kernels as nodes of the graphs; see `nodes`.
 
     Raises:
         FewstepError: the model cannot be exported in this shape.
@@ -163,10 +169,10 @@ def open_source(directory: Path, shape: str | None = None, steps: int | None = N
     if shape not in SHAPES:
         raise FewstepError(f"unknown shape {shape!r}: choose {' or '.join(SHAPES)}")
     if shape == "fused":
-        return Source(directory, steps)
+        return Source(directory, steps, kernels)
     if steps is not None:
         raise FewstepError("an export in parts serves every step count: leave --steps out")
-    return PartsSource(directory)
+    return PartsSource(directory, kernels)
 
 
 def check_request(target: str, precision: str | None = None) -> Request:
@@ -205,6 +211,8 @@ def export_source(source: Exportable, request: Request, score: Score | None = No
             left its report in `DIR/refused/`, in a folder of the same name without the key.
     """
     source.require_target(request.target)
+    if source.kernels and (request.target, request.precision) != NODES:
+        raise FewstepError(f"only {' in '.join(NODES)} holds kernels as nodes: leave --kernels out")
     bound = engines_bound()
     found = _find(source, request)
     if found:
@@ -227,7 +235,8 @@ def _find(source: Exportable, request: Request) -> ExportReport | None:
             manifest = read_manifest(folder)
         except FewstepError:
             continue
-        if not refusal(folder, manifest, source.key, request.library):
+        alike = bool(manifest.nodes) == source.kernels
+        if alike and not refusal(folder, manifest, source.key, request.library):
             return ExportReport(folder, manifest, reused=True)
     return None
 
@@ -255,6 +264,7 @@ def _build(source: Exportable, request: Request, score: Score | None) -> ExportR
         built_from=source.key,
         graphs={name: digest(graph.model) for name, graph in source.graphs.items()},
         shapes={name: _shapes(graph) for name, graph in source.graphs.items()},
+        nodes={name: found for name, graph in source.graphs.items() if (found := nodes.calls(graph.model))},
         sensitive={},
         kernels=kernel_versions(),
         library=request.library,

@@ -8,6 +8,8 @@ broadcast.
 
 from typing import Any
 
+from .nodes import inlined
+
 _BROADCASTING = {"Add", "Sub", "Mul", "Div"}
 
 
@@ -18,7 +20,7 @@ def fold_constants(model: Any) -> Any:
     batch in an elementwise operator; the parity check compares several batch sizes.
 
     Args:
-        model: an `onnx.ModelProto` without functions or subgraphs; changed in place.
+        model: an `onnx.ModelProto` without subgraphs; changed in place.
 
     Returns:
         The model.
@@ -48,6 +50,10 @@ def fold_constants(model: Any) -> Any:
             if name in constants and folds(node, name):
                 node.input[position] = constants[name]
     drop_unused(graph)
+    called = {(node.domain, node.op_type) for node in graph.node}
+    functions = [function for function in model.functions if (function.domain, function.name) in called]
+    del model.functions[:]
+    model.functions.extend(functions)
     return model
 
 
@@ -74,7 +80,9 @@ def _evaluate(model: Any, names: list[str], known: set[str]) -> dict[str, Any]:
     nodes = [node for node in graph.node if node.output[0] in known]
     outputs = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in names]
     part = helper.make_graph(nodes, "constants", list(graph.input), outputs, list(graph.initializer))
-    program = helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
+    program = helper.make_model(
+        part, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions
+    )
     inputs = {
         value.name: np.zeros(
             [dimension.dim_value or 1 for dimension in value.type.tensor_type.shape.dim],
@@ -82,7 +90,7 @@ def _evaluate(model: Any, names: list[str], known: set[str]) -> dict[str, Any]:
         )
         for value in graph.input
     }
-    return dict(zip(names, ReferenceEvaluator(program).run(names, inputs), strict=True))
+    return dict(zip(names, ReferenceEvaluator(inlined(program)).run(names, inputs), strict=True))
 
 
 def drop_unused(graph: Any) -> None:

@@ -18,6 +18,7 @@ from ..runtime.noise import trajectory_noise
 from ..runtime.text import CONDITION, TextEncoder
 from ..runtime.trajectory import Pixels, Trajectory
 from .fold import drop_unused, fold_constants
+from .nodes import Functions
 
 OPSET = 20
 """The first with `Gelu` as one operator; both ONNX Runtime and OpenVINO have kernels for all of it."""
@@ -140,22 +141,37 @@ def _to_onnx(
         require(library, "onnx")
     shared = {0: BATCH} if sizes is None else {0: FEW}
     dynamic = tuple(_dynamic(value, shared, (sizes or {}).get(name, ())) for name, value in example.items())
+    functions = Functions()
+    program = _export(_OneBatch(module, list(example)), example, outputs, (dynamic,), functions)
+    assert program.exported_program is not None
+    model = program.model_proto
+    functions.add_to(model, lambda *arguments: _export(*arguments).model_proto)
+    return Graph(model, program.exported_program, example)
+
+
+def _export(
+    module: nn.Module,
+    example: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    dynamic: Any,
+    functions: Functions | None = None,
+) -> torch.onnx.ONNXProgram:
     with quiet(), torch.inference_mode():
         program = torch.onnx.export(
-            _OneBatch(module, list(example)).eval(),
+            module.eval(),
             tuple(example.values()),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(example),
             output_names=list(outputs),
-            dynamic_shapes=(dynamic,),
+            dynamic_shapes=dynamic,
+            custom_translation_table=functions.translations if functions else None,
             verbose=False,
             optimize=False,
         )
         assert program is not None
-        assert program.exported_program is not None
         _simplify(program.model)
-    return Graph(program.model_proto, program.exported_program, example)
+    return program
 
 
 def _dynamic(value: Tensor, shared: Mapping[int, Any], names: Sequence[str]) -> dict[int, Any]:

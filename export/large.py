@@ -65,6 +65,7 @@ def _without_weights(model: Any, file: str) -> Any:
     from onnx import ModelProto, TensorProto
 
     copy = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    copy.functions.extend(model.functions)
     copy.graph.name = model.graph.name
     for part in ("node", "input", "output"):
         getattr(copy.graph, part).extend(getattr(model.graph, part))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..runtime.engines import PRECISIONS
 from ..runtime.engines.onnx import SUFFIX
 from .graph import Graph
 from .int8 import write_int8, write_static_int8
@@ -12,7 +13,7 @@ from .weight_only import BITS, write_onnx
 
 def precisions() -> tuple[str, ...]:
     """What this target is built in, the default first."""
-    return ("fp32", "int8", "int8static", *BITS)
+    return PRECISIONS["onnx"]
 
 
 def write(graph: Graph, folder: Path, name: str, precision: str) -> Mapping[str, int] | None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
+from ..runtime.engines import PRECISIONS
 from ..runtime.engines.openvino import SUFFIX, has_bf16
 from ..runtime.errors import require
 from .graph import Graph
@@ -14,8 +14,7 @@ from .weight_only import BITS, compressed
 
 def precisions() -> tuple[str, ...]:
     """What this target is built in on this CPU, the default first."""
-    in_full = ("bf16", "fp32") if has_bf16() else ("fp32",)
-    return (*in_full, *BITS) if find_spec("nncf") else in_full
+    return tuple(each for each in PRECISIONS["openvino"] if each != "bf16" or has_bf16())
 
 
 def write(graph: Graph, folder: Path, name: str, precision: str) -> Mapping[str, int] | None:
@@ -29,6 +28,9 @@ def write(graph: Graph, folder: Path, name: str, precision: str) -> Mapping[str,
 
     Returns:
         What few bits leave in full precision, by rule.
+
+    Raises:
+        FewstepError: OpenVINO is missing, or NNCF for few bits.
     """
     openvino, path = require("openvino", "openvino"), folder / f"{name}{SUFFIX}"
     # Stored in float32 whatever the precision, which only says how the engine computes. Float16 halves the file but

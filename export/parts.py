@@ -30,6 +30,7 @@ from ..runtime.wording import in_steps
 from .calls import Call, Recalled, watched
 from .differences import END_TO_END, part_tolerances
 from .graph import Graph, part_graph
+from .nodes import keeping
 from .parity import PROMPTS, ParityReport, Score, Trial, attempt, judge, seeds_of_batches, with_quality
 from .source import check_weights
 
@@ -73,6 +74,7 @@ class PartsSource:
 
     Args:
         directory: a student's or a teacher's.
+        kernels: keep our kernels as nodes of the graphs; see `nodes`.
 
     Raises:
         FewstepError: not a model, or its weights are not its card's.
@@ -80,8 +82,8 @@ class PartsSource:
 
     steps = None
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.card = directory, read_card(directory)
+    def __init__(self, directory: Path, kernels: bool = False) -> None:
+        self.directory, self.card, self.kernels = directory, read_card(directory), kernels
         self.key = self.card.engine_key(None)
         check_weights(directory, self.card)
 
@@ -98,7 +100,8 @@ class PartsSource:
         """Each network as ONNX, by the name of its folder."""
         with watched(self.networks) as calls:
             self._draw(self._reference, self._settings[0], range(2))
-        return {name: self._graph(name, call) for name, call in calls.items()}
+        with keeping(list(self.networks.values()) if self.kernels else []):
+            return {name: self._graph(name, call) for name, call in calls.items()}
 
     def require_target(self, target: str) -> None:
         """Refuse a target that holds whole trajectories alone."""

@@ -21,6 +21,7 @@ from ..runtime.text import CONDITION, TextEncoder
 from ..runtime.trajectory import Trajectory
 from .calibration import calibration_samples
 from .graph import Graph, TextStates, text_encoder_graph, trajectory_graph
+from .nodes import keeping
 from .parity import PROMPTS, ParityReport, Score, Trial, check_parity, make_inputs
 
 CPU = torch.device("cpu")
@@ -32,13 +33,14 @@ class Source:
     Args:
         directory: the student's.
         steps: of the trajectory, one of the student's; None takes its first.
+        kernels: keep our kernels as nodes of the graph; see `nodes`.
 
     Raises:
         FewstepError: not a student, not one of its step counts, or its weights are not its card's.
     """
 
-    def __init__(self, directory: Path, steps: int | None = None) -> None:
-        self.directory, self.card = directory, read_card(directory)
+    def __init__(self, directory: Path, steps: int | None = None, kernels: bool = False) -> None:
+        self.directory, self.card, self.kernels = directory, read_card(directory), kernels
         self.steps = _check_steps(directory, self.card, steps)
         self.key = self.card.engine_key(self.steps)
         check_weights(directory, self.card)
@@ -57,12 +59,12 @@ class Source:
         condition = self.encoder(PROMPTS)
         if self.card.guidance_range:
             condition["guidance"] = torch.full((len(PROMPTS),), self.card.guidance)
+        trajectory = self._trajectory(self._model)
+        with keeping([trajectory] if self.kernels else []):
+            graph = trajectory_graph(trajectory, self._model.sample_shape, condition)
         return {
             TEXT_ENCODER: text_encoder_graph(self._states, self.encoder.tokenize(PROMPTS)),
-            TRAJECTORY: replace(
-                trajectory_graph(self._trajectory(self._model), self._model.sample_shape, condition),
-                samples=self._samples,
-            ),
+            TRAJECTORY: replace(graph, samples=self._samples),
         }
 
     @cached_property

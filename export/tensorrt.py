@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..runtime.engines import PRECISIONS
 from ..runtime.engines.tensorrt import SUFFIX, cache_file, collect_errors, read_engine, reason, require_gpu, tensorrt
 from ..runtime.errors import FewstepError
 from ..runtime.files import atomic_path
@@ -22,9 +23,8 @@ USUAL_BATCH = 1
 def precisions() -> tuple[str, ...]:
     """What this target is built in on this GPU, the default first."""
     capability = torch.cuda.get_device_capability()
-    if capability < (8, 0):
-        return ("fp16", "fp32")
-    return ("fp16", "bf16", "fp32", "fp8") if capability >= (8, 9) else ("fp16", "bf16", "fp32")
+    needed = {"bf16": (8, 0), "fp8": (8, 9)}
+    return tuple(each for each in PRECISIONS["tensorrt"] if capability >= needed.get(each, (0, 0)))
 
 
 def write(graph: Graph, folder: Path, name: str, precision: str) -> dict[str, int]:

@@ -4,6 +4,8 @@ The layers that suffer most stay as they are; `int8.kept_products` says which.
 """
 
 import os
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,7 @@ def compressed(model: Any, precision: str) -> tuple[Any, dict[str, int]]:
     Raises:
         FewstepError: OpenVINO or NNCF is missing.
     """
-    os.environ.setdefault("NNCF_CI", "1")  # without it, NNCF reports its use to Google
-    openvino, nncf = require("openvino", "openvino"), require("nncf", "quantise")
+    openvino, nncf = require("openvino", "openvino"), _silent_nncf()
     copy = with_names(model)
     kept = kept_products(copy.graph)
     read = openvino.Core().read_model(copy.SerializeToString())
@@ -64,7 +65,13 @@ def compressed(model: Any, precision: str) -> tuple[Any, dict[str, int]]:
     others = [node for node in read.get_ops() if node.get_type_name() in ("Convolution", "Gather")]
     excluded = {*set().union(*kept.values()), *(node.get_friendly_name() for node in others)}
     excluded &= {node.get_friendly_name() for node in read.get_ops()}
-    with without_advice():
+    with without_advice(), redirect_stdout(StringIO()):  # where NNCF draws its progress
         scope = nncf.IgnoredScope(names=sorted(excluded))
         result = nncf.compress_weights(read, ignored_scope=scope, **settings)
     return result, {rule: len(names) for rule, names in kept.items()}
+
+
+def _silent_nncf() -> Any:
+    """NNCF, which would report its use to Google if this variable were not set before it is first imported."""
+    os.environ["NNCF_CI"] = "1"
+    return require("nncf", "quantise")

@@ -60,7 +60,7 @@ def group_norm_silu_reference(
     if weight is None and bias is not None:
         weight = torch.ones_like(bias)  # without one, torch's backward fails on a CPU
     normed = functional.group_norm(x.to(wide), groups, weight, bias, epsilon)
-    per_sample = (len(x), x.shape[1], *(1 for _ in x.shape[2:]))
+    per_sample = (x.shape[0], x.shape[1], *(1 for _ in x.shape[2:]))
     if scale is not None:
         normed = normed * (1 + scale.reshape(per_sample))
     if shift is not None:

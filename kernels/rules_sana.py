@@ -25,7 +25,7 @@ def _sana_block(
     stream = gated_stream(hidden_states, attended, gate)
     crossed = block.attn2(stream, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask)
     stream, normed = residual_modulated(block.norm2, stream, crossed, None, feed_scale, feed_shift)
-    branch = block.ff(normed.transpose(1, 2).reshape(len(normed), -1, height, width))
+    branch = block.ff(normed.transpose(1, 2).reshape(normed.shape[0], -1, height, width))
     return gated_stream(stream, branch.flatten(2).transpose(1, 2), feed_gate)
 
 

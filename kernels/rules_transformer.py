@@ -16,7 +16,7 @@ Options = dict[str, Any]
 def modulation(block: Any, timestep: Tensor) -> tuple[Tensor, ...]:
     """Shift, scale and gate (B, 1, D) of attention, then of the feed-forward network, from (B, 6 D) (adaLN-single)."""
     table: Tensor = block.scale_shift_table
-    return (table + timestep.reshape(len(timestep), 6, -1)).chunk(6, dim=1)
+    return (table + timestep.reshape(timestep.shape[0], 6, -1)).chunk(6, dim=1)
 
 
 def gated_stream(stream: Tensor, branch: Tensor, gate: Tensor) -> Tensor:

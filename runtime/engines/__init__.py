@@ -17,7 +17,14 @@ T = TypeVar("T")
 Arrays = dict[str, npt.NDArray[Any]]
 """Named arrays, batch first."""
 
-ENGINES = ("onnx", "openvino", "tensorrt", "aoti")
+PRECISIONS: Mapping[str, tuple[str, ...]] = {
+    "onnx": ("fp32", "int8", "int8static", "w8", "w4"),
+    "openvino": ("bf16", "fp32", "w8", "w4"),
+    "tensorrt": ("fp16", "bf16", "fp32", "fp8"),
+    "aoti": ("fp32", "bf16"),
+}
+"""What each can be exported in where the machine allows all of it; the first that it allows is the default."""
+ENGINES = tuple(PRECISIONS)
 """Engines that need an export; torch runs a model directory as it is."""
 
 TRAJECTORY, TEXT_ENCODER = "trajectory", "text_encoder"

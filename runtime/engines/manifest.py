@@ -21,7 +21,7 @@ FORMAT = 3
 
 QUANTISED = ("int8", "int8static", "fp8", "w8", "w4")
 """Precisions of few bits: what they draw differs visibly, and should be scored."""
-_NOT_KEYED = ("sensitive", "calibration", "files", "milliseconds", "report")
+_NOT_KEYED = ("sensitive", "nodes", "calibration", "files", "milliseconds", "report")
 """What comes out of a build; all else goes into it, and into the key."""
 
 
@@ -59,6 +59,7 @@ class Manifest:
         milliseconds: median time of one image, prompt to pixels, with this `engine` and with `torch`.
         report: name of the file that says how its results differ from torch's.
         calibration: what samples its activations were scaled by, if they were beforehand.
+        nodes: how many nodes our kernels have, by graph and operator.
     """
 
     format: int
@@ -76,6 +77,7 @@ class Manifest:
     milliseconds: Mapping[str, float]
     report: str
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def shape(self) -> str:

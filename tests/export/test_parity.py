@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from fewstep.export.differences import (
     tensor_measures,
     worst,
 )
+from fewstep.export.export import TARGETS
 from fewstep.export.gate import Gate
 from fewstep.export.parity import BATCHES, LARGEST_DROP, PROMPTS, ParityReport, Trial, check_parity
-from fewstep.runtime.engines import TEXT_ENCODER, TRAJECTORY, Arrays, Engines
+from fewstep.runtime.engines import PRECISIONS, TEXT_ENCODER, TRAJECTORY, Arrays, Engines
+from fewstep.runtime.engines.manifest import QUANTISED
 from fewstep.runtime.errors import FewstepError
 
 SIDE = 16
@@ -208,6 +211,12 @@ def test_the_worst_is_the_least_near() -> None:
     )
     assert np.isnan(worst([{"psnr": np.nan}, {"psnr": 40.0}])["psnr"])
     assert beyond({"psnr": np.nan}, {"psnr": 30.0})
+
+
+def test_every_precision_that_a_target_offers_has_tolerances() -> None:
+    assert TOLERANCES.keys() == set(chain(*PRECISIONS.values()))
+    assert TARGETS.keys() == PRECISIONS.keys()
+    assert set(QUANTISED) < TOLERANCES.keys()
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)

@@ -41,6 +41,22 @@ def library() -> Any:
     return pytest.importorskip("tensorrt_rtx", reason=REASON)
 
 
+@pytest.mark.parametrize(
+    ("capability", "precisions"),
+    [
+        ((7, 5), ("fp16", "fp32")),
+        ((8, 6), ("fp16", "bf16", "fp32")),
+        ((8, 9), ("fp16", "bf16", "fp32", "fp8")),
+        ((12, 0), ("fp16", "bf16", "fp32", "fp8")),
+    ],
+)
+def test_a_gpu_offers_the_types_that_it_multiplies(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precisions: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert target.precisions() == precisions
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_student_in_half_precision_draws_the_same_to_rounding(graph: Graph, tmp_path: Path, precision: str) -> None:
     onnx = pytest.importorskip("onnx")

@@ -1,5 +1,8 @@
 """Weights in few bits: smaller, near the original, and what suffers most stays as it was."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 
 from fewstep.export.weight_only import compressed, write_onnx
 from fewstep.runtime.engines.onnx import OnnxEngine
+from fewstep.runtime.errors import FewstepError
 
 from .sampling_network import inputs_of, network
 
@@ -52,3 +56,27 @@ def test_openvino_rounds_the_same_weights(tmp_path: Path, precision: str) -> Non
     plain = {"INFERENCE_PRECISION_HINT": "f32"}
     (found,) = openvino.Core().compile_model(small, "CPU", plain)(inputs).values()
     assert ERROR[precision] / 4 < relative_error(found, expected, inputs["noise"]) < 3 * ERROR[precision]
+
+
+def test_few_bits_in_openvino_need_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(FewstepError, match=r'nncf is not installed: pip install "fewstep\[quantise\]"'):
+        compressed(network(1), "w8")
+
+
+def test_nncf_reports_to_nobody_and_draws_no_progress(tmp_path: Path) -> None:
+    for library in ("openvino", "nncf", "openvino_telemetry"):
+        pytest.importorskip(library)
+    onnx.save(network(1), tmp_path / "float.onnx")
+    code = (
+        "import sys, onnx\n"
+        "from fewstep.export.weight_only import compressed\n"
+        "compressed(onnx.load(sys.argv[1]), 'w8')\n"
+        "from nncf.telemetry import wrapper\n"
+        "print('reports' if isinstance(wrapper.telemetry, wrapper.NNCFTelemetry) else 'silent')\n"
+    )
+    program = [sys.executable, "-P", "-c", code, tmp_path / "float.onnx"]  # under pytest NNCF is silent anyway
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NNCF_")}
+    done = subprocess.run(program, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, "silent\n"), done.stderr

