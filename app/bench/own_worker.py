@@ -36,6 +36,8 @@ def _halve(part: "nn.Module") -> None:
     """
     import torch
 
+    from ...runtime.quiet import quiet
+
     def cast(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or value.ndim < 2:  # times, which have one dimension, stay exact
             return value
@@ -47,7 +49,8 @@ def _halve(part: "nn.Module") -> None:
     def leave(_: Any, arguments: tuple[Any, ...], result: Any) -> Any:
         return tuple(value.float() for value in result) if isinstance(result, tuple) else result.float()
 
-    part.to(torch.bfloat16)
+    with quiet("diffusers"):  # it warns that it keeps some modules in float32, even where there is none
+        part.to(torch.bfloat16)
     part.register_forward_pre_hook(enter, with_kwargs=True)
     part.register_forward_hook(leave)
 

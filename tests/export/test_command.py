@@ -28,11 +28,15 @@ def test_several_targets_are_exported_in_turn(exported: Path) -> None:
 
 
 def test_all_passes_over_what_is_not_installed(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config as compiler
+
+    monkeypatch.setattr(compiler.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setitem(sys.modules, "openvino", None)
     outcome = export(exported, "--all")
     assert outcome.exit_code == 0
     assert states(outcome) == [("onnx", True)]
     assert 'fewstep: passed over openvino: openvino is not installed: pip install "fewstep[openvino]"' in outcome.stderr
+    assert "fewstep: passed over aoti: aoti compiles C++, and there is no compiler here" in outcome.stderr
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     outcome = export(exported, "--all")
     assert "no target can be built here: install one of those libraries" in str(outcome.exception)
