@@ -3,8 +3,8 @@
 Who does not know them takes the bodies; a plugin or a custom operator of the same name takes the node whole, whose
 attributes say all that the kernel is given. Such nodes are in what is traced within `keeping`.
 
-Each variant of a call is a function of its own name, `group_norm_silu_2`, that takes the given tensors alone: TensorRT's
-parser takes overloads of one name for the same function, and refuses a call that leaves inputs out.
+Each variant of a call is a function of its own name, `group_norm_silu_2`, that takes the given tensors alone: the
+parser of TensorRT takes overloads of one name for the same function, and refuses a call that leaves inputs out.
 """
 
 import inspect
@@ -83,7 +83,7 @@ def keeping(networks: Iterable[nn.Module]) -> Iterator[None]:
     Raises:
         FewstepError: they have no kernels.
     """
-    modules = [network for network in networks if isinstance(network, nn.Module)]
+    modules = list(networks)
     if not modules:
         yield
         return
@@ -120,7 +120,8 @@ def _arguments(
     operator: Any, values: Sequence[Any], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors that a call is given, and all its other arguments, by parameter; what is left out has its default."""
-    found = dict(zip((parameter.name for parameter in operator._schema.arguments), values, strict=False)) | options
+    names = (parameter.name for parameter in operator._schema.arguments)
+    found = {**dict(zip(names, values, strict=False)), **options}
     given, constants = {}, {}
     for parameter in operator._schema.arguments:
         value = found.get(parameter.name, parameter.default_value)
