@@ -35,7 +35,7 @@ def precisions() -> tuple[str, ...]:
     """
     _require_compiler()
     has_bf16 = torch.cuda.is_available() or {"avx512_bf16", "amx_bf16", "bf16"}.intersection(instructions())
-    return PRECISIONS["aoti"] if has_bf16 else ("fp32",)  # the shipped student in bf16 is just beyond the tolerance
+    return PRECISIONS["aoti"] if has_bf16 else ("fp32",)
 
 
 def write(graph: Graph, folder: Path, name: str, precision: str) -> dict[str, int] | None:

@@ -28,9 +28,13 @@ def test_several_targets_are_exported_in_turn(exported: Path) -> None:
 
 
 def test_all_passes_over_what_is_not_installed(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._inductor.config as compiler
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
 
-    monkeypatch.setattr(compiler.cpp, "cxx", ("no-such-compiler",))
+    def find_none() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", find_none)  # torch's own search
     monkeypatch.setitem(sys.modules, "openvino", None)
     outcome = export(exported, "--all")
     assert outcome.exit_code == 0
