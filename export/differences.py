@@ -45,8 +45,8 @@ TOLERANCES: Mapping[str, Mapping[str, Measures]] = {
         TRAJECTORY: {"rms": 0.006},
         END_TO_END: {"psnr": 44.0, "ssim": 0.998, "off": 0.03},
     },
-    # Eight bits: 0.03, 0.012; 0.019; 34.6 dB, 0.992, 0.09 in OpenVINO and AOTInductor alike, of one image in twelve, the
-    # others having 46 dB and more; a quarter more than that one. An edge that moves by half a pixel makes one large
+    # Eight bits: 0.03, 0.012; 0.019; 34.6 dB, 0.992, 0.09 in OpenVINO and AOTInductor alike, of one image in twelve,
+    # the others having 46 dB and more; a quarter more than that one. An edge that moves by half a pixel makes one large
     # difference, so that the largest of all pixels says nothing here.
     "bf16": {
         TEXT_ENCODER: {"largest": 0.1, "rms": 0.04},

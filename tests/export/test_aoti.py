@@ -90,9 +90,13 @@ def test_a_part_of_a_program_takes_and_gives_what_its_graph_does(graph: Graph) -
 
 
 def test_without_a_compiler_the_target_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._inductor.config as settings
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
 
-    monkeypatch.setattr(settings.cpp, "cxx", ("no-such-compiler",))
+    def find_none() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", find_none)  # torch's own search
     with pytest.raises(FewstepError, match=r"aoti compiles C\+\+, and there is no compiler here: install g\+\+"):
         aoti.precisions()
 
