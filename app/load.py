@@ -14,13 +14,13 @@ import typer
 
 from ..runtime.errors import FewstepError, require
 from ..runtime.files import atomic_path, write_json
+from .bench.worker import SUBJECTS
 from .machine import machine
 from .tables import Column, markdown_table, print_table
 
 if TYPE_CHECKING:
     import aiohttp
 
-SUBJECTS = ("rocket", "star", "car", "tree", "cat", "heart", "clock", "house")
 COLUMNS = (
     Column("asked, images/s", "rate", "{:.1f}"),
     Column("drawn, images/s", "images_per_second", "{:.1f}"),

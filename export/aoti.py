@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ..runtime.engines import PRECISIONS
 from ..runtime.engines.aoti import INPUTS, OUTPUTS, SUFFIX
-from ..runtime.engines.device import instructions
+from ..runtime.engines.device import computes_bf16
 from ..runtime.errors import FewstepError
 from .graph import BATCH, Graph, quiet
 from .precision import sensitive
@@ -34,7 +34,7 @@ def precisions() -> tuple[str, ...]:
         FewstepError: there is no C++ compiler.
     """
     _require_compiler()
-    has_bf16 = torch.cuda.is_available() or {"avx512_bf16", "amx_bf16", "bf16"}.intersection(instructions())
+    has_bf16 = torch.cuda.is_available() or computes_bf16()
     return PRECISIONS["aoti"] if has_bf16 else ("fp32",)
 
 

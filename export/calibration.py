@@ -5,8 +5,8 @@ from itertools import cycle, islice
 
 from ..runtime.engines import Arrays, Engines
 from ..runtime.errors import FewstepError
-from ..runtime.noise import trajectory_noise
 from ..runtime.text import Tokenizer
+from .parity import make_inputs
 
 PROMPTS = (
     "a cat",
@@ -41,9 +41,8 @@ def calibration_samples(reference: Engines, tokenize: Tokenizer) -> list[Arrays]
         tokenize: makes prompts into the text encoder's inputs.
     """
     prompts = list(islice(cycle(PROMPTS), len(SEEDS)))
-    tokens = {name: value.numpy() for name, value in tokenize(prompts).items()}
-    inputs = {"noise": trajectory_noise(SEEDS, reference.draws, reference.sample_shape), **reference.condition(tokens)}
-    return single_images(inputs)
+    tokens, noise = make_inputs(tokenize, reference, prompts, SEEDS)
+    return single_images({"noise": noise, **reference.condition(tokens)})
 
 
 def single_images(inputs: Arrays) -> list[Arrays]:

@@ -29,6 +29,11 @@ EQUAL_PSNR = 200.0
 _HIGHER_IS_NEARER = ("psnr", "ssim")
 _TINY = float(np.finfo(np.float32).tiny)
 
+_INT8: Mapping[str, Measures] = {
+    TEXT_ENCODER: {"largest": 2e-4, "rms": 1e-4},
+    TRAJECTORY: {"rms": 0.04},
+    END_TO_END: {"psnr": 28.0, "ssim": 0.98, "off": 0.3},
+}
 # Measured: the worst of twelve images of the shipped student, at one step and, with its rounding fed back into the
 # network, at four.
 TOLERANCES: Mapping[str, Mapping[str, Measures]] = {
@@ -55,17 +60,9 @@ TOLERANCES: Mapping[str, Mapping[str, Measures]] = {
     },
     # A trajectory in eight bits behind a text encoder in float32: 0.019; 34.5 dB, 0.992, 0.14 in ONNX Runtime. Twice
     # that, which the eye does see: a score decides.
-    "int8": {
-        TEXT_ENCODER: {"largest": 2e-4, "rms": 1e-4},
-        TRAJECTORY: {"rms": 0.04},
-        END_TO_END: {"psnr": 28.0, "ssim": 0.98, "off": 0.3},
-    },
+    "int8": _INT8,
     # The same with activations scaled beforehand. The shipped student does not pass: 0.041; 27.8 dB, 0.955, 0.46.
-    "int8static": {
-        TEXT_ENCODER: {"largest": 2e-4, "rms": 1e-4},
-        TRAJECTORY: {"rms": 0.04},
-        END_TO_END: {"psnr": 28.0, "ssim": 0.98, "off": 0.3},
-    },
+    "int8static": _INT8,
     # Eight bits for weights alone, where int8 rounds both operands: half of its squared error, 3 dB. All that is not a
     # weight may be in bfloat16. Measured at one step: 0.018; 34.9 dB, 0.992, 0.05 in ONNX Runtime, and 0.02; 34.3 dB,
     # 0.990, 0.13 in OpenVINO.

@@ -151,6 +151,11 @@ def seeds_of_batches() -> list[range]:
     return [range(end - batch, end) for batch, end in zip(BATCHES, accumulate(BATCHES), strict=True)]
 
 
+def prompts_of(seeds: Sequence[int]) -> list[str]:
+    """Of a batch that is compared, one for each seed: `PROMPTS` in turn."""
+    return list(islice(cycle(PROMPTS), len(seeds)))
+
+
 def judge(
     target: str, precision: str, tolerance: Mapping[str, Measures], trials: Sequence[Trial]
 ) -> tuple[ParityReport, Trial]:
@@ -187,7 +192,7 @@ def make_inputs(
 
 
 def _trial(reference: Engines, engines: Engines, tokenize: Tokenizer, seeds: Sequence[int]) -> Trial:
-    prompts = list(islice(cycle(PROMPTS), len(seeds)))
+    prompts = prompts_of(seeds)
     tokens, noise = make_inputs(tokenize, reference, prompts, seeds)
     condition = reference.condition(tokens)
     inputs = {TEXT_ENCODER: tokens, TRAJECTORY: {"noise": noise, **condition}, END_TO_END: {**tokens, "noise": noise}}

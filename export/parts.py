@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,7 @@ from .calls import Call, Recalled, watched
 from .differences import END_TO_END, part_tolerances
 from .graph import Graph, part_graph
 from .nodes import keeping
-from .parity import PROMPTS, ParityReport, Score, Trial, attempt, judge, seeds_of_batches, with_quality
+from .parity import ParityReport, Score, Trial, attempt, judge, prompts_of, seeds_of_batches, with_quality
 from .source import check_weights
 
 TARGETS = ("onnx", "openvino")
@@ -168,7 +167,7 @@ class PartsSource:
         """Pixels; a student that takes the guidance scale is given its own, the lowest and the highest in turn."""
         engines = networks.engines(self.card, *setting)
         noise = trajectory_noise(seeds, engines.draws, engines.sample_shape)
-        condition = {name: value.numpy() for name, value in networks.text_encoder(_prompts(seeds)).items()}
+        condition = {name: value.numpy() for name, value in networks.text_encoder(prompts_of(seeds)).items()}
         if self.card.guidance_range:
             scales = np.array([self.card.guidance, *self.card.guidance_range], np.float32)
             condition["guidance"] = np.resize(scales, len(seeds))
@@ -195,7 +194,7 @@ class PartsSource:
         attempts[END_TO_END] = partial(self._draw, opened.networks, setting, seeds)
         all_expected = {**expected, END_TO_END: pixels}
         found, errors = attempt(attempts, all_expected)
-        return Trial(_prompts(seeds), seeds, inputs, all_expected, found, errors, in_steps(setting.steps))
+        return Trial(prompts_of(seeds), seeds, inputs, all_expected, found, errors, in_steps(setting.steps))
 
 
 def _inputs(name: str, call: Call) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -220,7 +219,3 @@ def _outputs(name: str, call: Call) -> dict[str, Tensor]:
 
 def _arrays(tensors: Mapping[str, Tensor]) -> Arrays:
     return {name: value.numpy() for name, value in tensors.items()}
-
-
-def _prompts(seeds: Sequence[int]) -> list[str]:
-    return list(islice(cycle(PROMPTS), len(seeds)))

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ...export.export import TARGETS, check_request
+from ...runtime.engines.device import computes_bf16
 from ...runtime.errors import FewstepError
-from .engine_table import available, computes_half
+from .engine_table import available
 from .environments import REQUIRED, python_of
 from .own_worker import BARE, HALF
 from .subjects import Subject
@@ -76,7 +77,7 @@ def peer_contenders(
     shared = {"export": False, "model": str(model), "inputs": str(inputs), "threads": threads}
     shared |= {"inputs_hold_text": subject.holds_text}
     for peer, compiled in (("diffusers", False), ("diffusers", True), *((name, False) for name in REQUIRED)):
-        for precision in PRECISIONS if computes_half() and peer != "optimum-onnx" else PRECISIONS[:1]:
+        for precision in PRECISIONS if computes_bf16() and peer != "optimum-onnx" else PRECISIONS[:1]:
             name = f"{peer} {'compiled ' if compiled else ''}{precision}"
             python = python_of(environments, peer) if peer in REQUIRED else sys.executable
             folder = inputs.parent / peer
@@ -99,7 +100,7 @@ def slug(name: str) -> str:
 
 def _our_names() -> Iterator[str]:
     yield "torch"
-    if computes_half():
+    if computes_bf16():
         yield HALF
     for target in TARGETS:
         try:

@@ -7,14 +7,13 @@ from typing import Any
 
 from ...runtime.artefact import read_card
 from ...runtime.engines import ENGINES, find_exports
-from ...runtime.engines.device import instructions
+from ...runtime.engines.device import computes_bf16
 from ...runtime.errors import FewstepError
 from ..tables import Column
 from .own_worker import HALF
 from .worker import OURS, Worker, prompts, take_turns
 
 BATCHES = (1, 8)
-COMPUTES_HALF = {"avx512_bf16", "amx_bf16", "bf16"}
 COLUMNS = (
     Column("engine", "engine"),
     Column("load, s", "load_seconds", "{:.1f}"),
@@ -60,17 +59,12 @@ def available(student: Path) -> Iterator[str]:
     if card.kind != "student":
         raise FewstepError(f"{student} is a teacher: give the directory of its student")
     yield "torch"
-    if computes_half():
+    if computes_bf16():
         yield HALF
     steps = card.steps[0]
     for target in ENGINES:
         for _, manifest in find_exports(student, target, steps, card.engine_key(steps))[0]:
             yield f"{target}-{manifest.precision}"
-
-
-def computes_half() -> bool:
-    """Whether this processor has instructions for bf16."""
-    return bool(COMPUTES_HALF.intersection(instructions()))
 
 
 def open_engine(student: Path, name: str) -> Worker:

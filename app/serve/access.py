@@ -37,7 +37,7 @@ class Access:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begin, status = time.perf_counter(), 500
+        begin, status = time.perf_counter(), 0  # until the answer begins
 
         async def note(message: Message) -> None:
             nonlocal status
@@ -46,29 +46,18 @@ class Access:
             await send(message)
 
         try:
-            await self._serve(scope, receive, note)
-        finally:
-            self._report(scope, status, time.perf_counter() - begin)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def note(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
             await self.app(scope, _bounded(receive, scope), note)
         except FaultError as fault:
             self.metrics.rejections.labels(fault.code).inc()
-            if not started:
-                await answer(fault)(scope, receive, send)
+            if not status:
+                await answer(fault)(scope, receive, note)
         except Exception:
             logger.exception("a fault of the server")
-            if not started:
+            if not status:
                 failure = FaultError(500, "server_error", "the server failed on this request; its log says more")
-                await answer(failure)(scope, receive, send)
+                await answer(failure)(scope, receive, note)
+        finally:
+            self._report(scope, status or 500, time.perf_counter() - begin)
 
     def _report(self, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"] if scope["path"] in KNOWN else "other"

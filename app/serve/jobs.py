@@ -17,16 +17,10 @@ class Picture:
     Args:
         pixels: (H, W, 3) uint8.
         engine: that drew it.
-        batch: how many images were drawn together.
-        waited: seconds in the queue.
-        stages: seconds of the whole batch by stage of the pipeline.
     """
 
     pixels: npt.NDArray[np.uint8]
     engine: str
-    batch: int
-    waited: float
-    stages: dict[str, float]
 
 
 Preview = Callable[[npt.NDArray[np.uint8]], None]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -138,14 +139,14 @@ class Service:
 
     async def _replace(self) -> Worker:
         """Another worker for one that ended, however long it takes to get one."""
-        for attempt in range(2**31):
-            await asyncio.sleep(RESTART_SECONDS[min(attempt, len(RESTART_SECONDS) - 1)])
+        pauses = chain(RESTART_SECONDS, repeat(RESTART_SECONDS[-1]))
+        while True:
+            await asyncio.sleep(next(pauses))
             with contextlib.suppress(FewstepError):
                 worker = await asyncio.to_thread(Worker, self.settings)
                 self.metrics.restarts.labels(self.name).inc()
                 return worker
             logger.error("the model does not open again", extra={"model": self.name})
-        raise AssertionError
 
     def _learn(self, jobs: Sequence[Job], seconds: float) -> None:
         """Follow the time of an evaluation, by full batches above all: they are what a queue is worked off with."""
@@ -210,8 +211,9 @@ class _Seat:
         drawn: Drawn = await loop.run_in_executor(self.worker.thread, self.worker.draw, batch, preview)
         self._service._learn(jobs, loop.time() - begin)
         self._service.metrics.drawn(self._service.name, drawn, waits)
-        for job, pixels, waited in zip(jobs, drawn.pixels, waits, strict=True):
-            _finish(job, pixels, drawn, waited)
+        for job, pixels in zip(jobs, drawn.pixels, strict=True):
+            if not job.picture.done():  # nobody waits for one that was cancelled
+                job.picture.set_result(Picture(pixels, drawn.engine))
 
     async def _draw_singly(self, jobs: Sequence[Job], error: EngineError) -> None:
         """Try each image of a batch that failed alone: one must not spoil the others."""
@@ -246,11 +248,6 @@ class _Seat:
 def _hand_over(loop: asyncio.AbstractEventLoop, preview: Preview, pixels: npt.NDArray[np.uint8]) -> None:
     """From a worker's thread to who waits in the event loop."""
     loop.call_soon_threadsafe(preview, pixels)
-
-
-def _finish(job: Job, pixels: npt.NDArray[np.uint8], drawn: Drawn, waited: float) -> None:
-    if not job.picture.done():  # nobody waits for one that was cancelled
-        job.picture.set_result(Picture(pixels, drawn.engine, len(drawn.pixels), waited, drawn.stages))
 
 
 def _fail(jobs: Sequence[Job], error: Exception) -> None:

@@ -23,7 +23,6 @@ from ...runtime.errors import FewstepError
 if TYPE_CHECKING:
     from ...runtime.pipeline import Pipeline
 
-A_PROMPT = "a red apple"
 START_SECONDS = 600
 """Until a model must be ready: the first start on a machine may measure every engine."""
 CALL_SECONDS = 600
@@ -211,9 +210,11 @@ def _open(settings: ModelSettings) -> "Pipeline":
 
 def _warm(pipeline: "Pipeline", largest_batch: int) -> Facts:
     """Draw at every step count and in every batch, so that requests find all compiled; the last batch is timed."""
+    from ...runtime.pipeline import A_PROMPT
+
     card = pipeline.card
     result = pipeline.generate(A_PROMPT)
-    for steps in card.steps or (result.steps,):
+    for steps in card.steps[1:]:
         pipeline.generate(A_PROMPT, steps)
     for count in range(2, largest_batch + 1):
         pipeline.generate(A_PROMPT, count=count, batch_size=count)

@@ -57,6 +57,11 @@ def instructions() -> tuple[str, ...]:
     return tuple(instruction for instruction in INSTRUCTIONS if instruction in known)
 
 
+def computes_bf16() -> bool:
+    """Whether the CPU has instructions for bfloat16."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"}.intersection(instructions()))
+
+
 def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str:
     """Version of NVIDIA's driver, which says it in this file; empty where there is none."""
     found = re.search(r"\s(\d+\.[\d.]+)\s", file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FewstepError
 from ..families import Model, load_model
 from ..files import read_json
 from ..text import TextEncoder, load_tokenizer
-from . import TEXT_ENCODER, Engine, Found, engine_module
-from .manifest import Manifest, damage, touch
+from . import TEXT_ENCODER, Engine, Found, check_and_touch, engine_module
+from .manifest import Manifest
 
 AUTOENCODER, DECODER = "vae", "vae_decoder"
 """Folder of the autoencoder in a model, and of its decoder in an export."""
@@ -61,11 +60,8 @@ def open_parts(directory: Path, found: Found) -> Model:
     Raises:
         FewstepError: a file changed, or the library refuses it.
     """
-    folder, manifest = found
-    if reason := damage(folder, manifest):
-        raise FewstepError(reason)
-    touch(folder)
-    return model_of(directory, Parts(folder, manifest))
+    check_and_touch(found)
+    return model_of(directory, Parts(*found))
 
 
 def model_of(directory: Path, parts: Parts) -> Model:

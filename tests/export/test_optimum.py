@@ -23,7 +23,7 @@ from fewstep.runtime.schedule import uniform_times
 from fewstep.runtime.trajectory import Trajectory
 
 from ..families.conftest import save_stable_diffusion, save_stable_diffusion_3
-from .family_models import save_student
+from ..family_models import save_student
 
 PEERS = os.environ.get("FEWSTEP_PEERS", "")
 ENVIRONMENTS = {"onnx": "optimum-onnx", "openvino": "optimum-intel"}

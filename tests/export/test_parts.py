@@ -25,8 +25,8 @@ from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.families import load_model
 
 from ..families.conftest import save_stable_diffusion, save_stable_diffusion_3
+from ..family_models import RANGE, save_student
 from .conftest import copy
-from .family_models import RANGE, save_student
 
 for library in ("onnxscript", "onnxruntime", "torchmetrics"):
     pytest.importorskip(library)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.runtime import Pipeline
-from fewstep.runtime.artefact import read_card, save_artefact
+from fewstep.runtime.artefact import read_card
 from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.families import family_of, load_model, sana, stable_diffusion
 from fewstep.runtime.samplers import get_sampler
@@ -19,11 +19,11 @@ from fewstep.runtime.schedule import uniform_times
 from fewstep.runtime.trajectory import Trajectory
 from fewstep.training.distribution_matching import FeatureHead, call_with_features
 
+from ..family_models import save_student
 from ..tiny_models import tiny_transformer
 
 PROMPTS = ["a red cat", "two blue leaves in a wood"]
 CPU = torch.device("cpu")
-RANGE = (2.0, 9.0)
 Stock = Callable[[Path], Any]
 
 
@@ -36,30 +36,7 @@ def teacher(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="module")
 def guided_student(stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of four steps that takes the guidance scale."""
-    return save(tmp_path_factory.mktemp("student") / "guided", stable_diffusion, 4, embed_guidance=True)
-
-
-def save(
-    directory: Path, teacher: Path, steps: int, sampler: str = "consistency", embed_guidance: bool = False
-) -> Path:
-    """A student whose weights lie a little beside the teacher's."""
-    family, network = family_of(teacher), load_model(teacher, CPU).network
-    card = {
-        "kind": "student",
-        "method": "none",
-        "steps": [steps],
-        "times": {str(steps): uniform_times(steps)},
-        "sampler": sampler,
-        "guidance": 3.0,
-    }
-    if embed_guidance:
-        network, card["guidance_range"] = family.with_guidance_input(network), list(RANGE)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight += 0.1 * (weight.std(correction=0) or 10.0) * torch.randn_like(weight)
-    save_artefact(directory, lambda folder: family.save_student(folder, network, teacher, sampler), card)
-    return directory
+    return save_student(tmp_path_factory.mktemp("student") / "guided", stable_diffusion, [4], guided=True)
 
 
 def ours(directory: Path, noise: Tensor, **more: Tensor) -> Tensor:
@@ -87,7 +64,7 @@ def draws(steps: int, seed: int) -> Tensor:
 def test_stock_diffusers_opens_a_student_and_draws_the_same(
     stock: Stock, teacher: Path, tmp_path: Path, steps: int, sampler: str
 ) -> None:
-    directory = save(tmp_path / "student", teacher, steps, sampler)
+    directory = save_student(tmp_path / "student", teacher, [steps], sampler=sampler)
     noise = draws(steps, seed=5)
     expected = ours(directory, noise)
     torch.testing.assert_close(theirs(stock(directory), noise, steps, seed=5), expected, rtol=0, atol=1e-4)
@@ -95,7 +72,7 @@ def test_stock_diffusers_opens_a_student_and_draws_the_same(
 
 
 def test_a_student_has_the_teachers_parts_and_generates_from_words(teacher: Path, tmp_path: Path) -> None:
-    directory = save(tmp_path / "student", teacher, 2)
+    directory = save_student(tmp_path / "student", teacher, [2])
     for part in ("vae", "text_encoder", "tokenizer"):
         for file in (teacher / part).iterdir():
             assert (directory / part / file.name).read_bytes() == file.read_bytes()
@@ -117,7 +94,7 @@ def test_a_part_that_the_teacher_lists_but_lacks_is_left_out_of_the_students_ind
             (changed / part.name).symlink_to(part)
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     (changed / "model_index.json").write_text(json.dumps(index))
-    directory = save(tmp_path / "student", changed, 1)
+    directory = save_student(tmp_path / "student", changed, [1])
     assert json.loads((directory / "model_index.json").read_text())["safety_checker"] == [None, None]
 
 
