@@ -2,17 +2,21 @@
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..runtime.edit import DEFAULT_STRENGTH
 from ..runtime.engines import ENGINES
 from ..runtime.errors import FewstepError
 from ..runtime.wording import either, in_steps
 from .models import SHIPPED_STUDENT
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ..runtime.pipeline import Pipeline, Result
 
 
@@ -31,17 +35,23 @@ def generate(
         str, typer.Option(help=f"{either(('auto', 'torch', *ENGINES))}; auto takes the fastest of them here.")
     ] = "auto",
     teacher: Annotated[Path | None, typer.Option(help="Also let this teacher draw, and compare the times.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture to start from; torch draws then.")] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="With --image: between 0 and 1, how little of it stays.", show_default=f"{DEFAULT_STRENGTH}"),
+    ] = None,
 ) -> None:
     """Draw a prompt in one to four steps; with --teacher, beside the model it was distilled from."""
     from ..runtime.pipeline import Pipeline
 
     files = output_files(output, count)
+    start: dict[str, Any] = {"image": open_picture(image), "strength": strength} if image or strength else {}
     pipeline = Pipeline.from_pretrained(model, engine)
     rival = Pipeline.from_pretrained(teacher, "torch") if teacher else None
-    student_seconds = _draw(pipeline, prompt, steps, seed, files)
+    student_seconds = _draw(pipeline, prompt, steps, seed, files, start)
     if rival:
         beside = [file.with_name(f"{file.stem}.teacher{file.suffix}") for file in files]
-        teacher_seconds = _draw(rival, prompt, None, seed, beside)
+        teacher_seconds = _draw(rival, prompt, None, seed, beside, start)
         typer.echo(f"the student is {teacher_seconds / student_seconds:.0f} times faster")
 
 
@@ -62,11 +72,31 @@ def output_files(output: Path, count: int) -> list[Path]:
     return [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(1, count + 1)]
 
 
-def _draw(pipeline: "Pipeline", prompt: str, steps: int | None, seed: int, files: list[Path]) -> float:
+def open_picture(path: Path | None) -> "Image | None":
+    """Read a picture.
+
+    Raises:
+        FewstepError: it is none.
+    """
+    from PIL import Image
+
+    if path is None:
+        return None
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise FewstepError(f"cannot read {path}: {error}") from error
+
+
+def _draw(
+    pipeline: "Pipeline", prompt: str, steps: int | None, seed: int, files: list[Path], start: Mapping[str, Any]
+) -> float:
     """Generate into `files` and print how; returns seconds an image, prompt to PNG, after one warm-up."""
-    pipeline.generate(prompt, steps=steps, seed=seed)
+    pipeline.generate(prompt, steps=steps, seed=seed, **start)
     started = time.perf_counter()
-    result = pipeline.generate(prompt, steps=steps, seed=seed, count=len(files))
+    result = pipeline.generate(prompt, steps=steps, seed=seed, count=len(files), **start)
     save_images(result, files)
     seconds = (time.perf_counter() - started) / len(files)
     names = ", ".join(str(file) for file in files)

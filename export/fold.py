@@ -8,7 +8,7 @@ broadcast.
 
 from typing import Any
 
-from .nodes import inlined
+from .nodes import inlined, spreading
 
 _BROADCASTING = {"Add", "Sub", "Mul", "Div"}
 
@@ -17,7 +17,7 @@ def fold_constants(model: Any) -> Any:
     """Replace what does not depend on the inputs' values by constants, and drop what nothing uses.
 
     A value that depends on the inputs' batch size alone is computed for batch 1, and replaced only where it meets the
-    batch in an elementwise operator; the parity check compares several batch sizes.
+    batch in an elementwise operator or a kernel that broadcasts it; the parity check compares several batch sizes.
 
     Args:
         model: an `onnx.ModelProto` without subgraphs; changed in place.
@@ -30,11 +30,13 @@ def fold_constants(model: Any) -> Any:
     graph = model.graph
     fixed, per_image = _known_values(graph)
     remaining = [node for node in graph.node if node.output[0] not in per_image]
+    spread = spreading(model)
 
-    def folds(node: Any, name: str) -> bool:
-        return name in fixed or (name in per_image and node.op_type in _BROADCASTING)
+    def folds(node: Any, place: int) -> bool:
+        broadcasts = node.op_type in _BROADCASTING or (node.op_type, place) in spread
+        return node.input[place] in fixed or (node.input[place] in per_image and broadcasts)
 
-    wanted = {name for node in remaining for name in node.input if folds(node, name)}
+    wanted = {name for node in remaining for place, name in enumerate(node.input) if folds(node, place)}
     wanted -= {"", *(tensor.name for tensor in graph.initializer)}
     stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}
     constants: dict[str, str] = {}
@@ -47,7 +49,7 @@ def fold_constants(model: Any) -> Any:
             graph.initializer.append(numpy_helper.from_array(value, constants[name]))
     for node in remaining:
         for position, name in enumerate(node.input):
-            if name in constants and folds(node, name):
+            if name in constants and folds(node, position):
                 node.input[position] = constants[name]
     drop_unused(graph)
     called = {(node.domain, node.op_type) for node in graph.node}
@@ -101,9 +103,10 @@ def drop_unused(graph: Any) -> None:
         if used.intersection(node.output):
             used.update(node.input)
             kept.append(node)
-    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.node[:], graph.initializer[:], graph.value_info[:], graph.metadata_props[:]
+    del graph.node[:], graph.value_info[:], graph.metadata_props[:]
     graph.node.extend(reversed(kept))
-    graph.initializer.extend(initializers)
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in used:
+            del graph.initializer[place]  # in place: protobuf keeps what was copied for as long as the model
     for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]

@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 
 from .artefact import Card, read_card
+from .edit import DEFAULT_STRENGTH, stack
 from .engines import ENGINES, PIXELS, Arrays, Engines, Found, Preview, open_export, open_fitting
 from .engines.auto import open_fastest
 from .engines.parts import open_parts
+from .engines.torch import COMPILED, TORCH
 from .errors import FewstepError
 from .families import Model, load_model
 from .files import atomic_path
@@ -78,7 +80,7 @@ class Pipeline:
         self.directory, self.card, self.device = directory, card, device
         self._wanted, self._cuda_graphs = engine, cuda_graphs
         self._engines: dict[tuple[Any, ...], Engines] = {}
-        self._parts: dict[Path, Networks] = {}
+        self._parts: dict[tuple[Path, int], Networks] = {}
 
     @classmethod
     def from_pretrained(
@@ -88,8 +90,9 @@ class Pipeline:
 
         Args:
             directory: what `fewstep train` wrote, or a diffusers directory, which is a teacher.
-            engine: `torch`; one that was exported, such as `onnx` or, with its precision, `onnx-int8`; or `auto` for
-                the fastest of them all on this machine, measured when it first starts; a teacher's is torch.
+            engine: `torch`, or `torch-compiled`; one that was exported, such as `onnx` or, with its precision,
+                `onnx-int8`; or `auto` for the fastest of them all on this machine, measured when it first starts, and
+                on a CPU for the fastest number of threads, which holds for the process; a teacher's is torch.
             device: torch's device for the torch engine; `auto` takes CUDA where there is one.
             cuda_graphs: on a GPU, the torch engine captures each batch size once and replays it as one launch.
 
@@ -97,8 +100,8 @@ class Pipeline:
             FewstepError: the directory is not a model, or the engine is unknown, missing or stale.
         """
         target = engine.partition("-")[0]
-        if engine not in ("auto", "torch") and target not in ENGINES:
-            raise FewstepError(f"unknown engine {engine!r}: choose auto, torch, {' or '.join(ENGINES)}")
+        if engine not in ("auto", TORCH, COMPILED) and target not in ENGINES:
+            raise FewstepError(f"unknown engine {engine!r}: choose auto, {TORCH}, {COMPILED}, {' or '.join(ENGINES)}")
         card = read_card(Path(directory))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -127,6 +130,16 @@ class Pipeline:
     def _torch(self) -> Networks:
         return Networks("torch", load_model(self.directory, self.device), self.device, self._cuda_graphs)
 
+    @cached_property
+    def _compiled(self) -> Networks:
+        return replace(self._torch, name=COMPILED, compiled=True)
+
+    @property
+    def edits(self) -> bool:
+        """Whether `generate` can start from an image."""
+        counts = self.card.steps or [DEFAULT_TEACHER_STEPS]
+        return self._wanted in ("auto", "torch") and max(counts) > 1
+
     @property
     def engine_name(self) -> str:
         """The engine that the default step count runs on."""
@@ -149,6 +162,8 @@ class Pipeline:
         callback: Callback | None = None,
         negative_prompt: str = "",
         preview: Preview | None = None,
+        image: Image.Image | Sequence[Image.Image] | None = None,
+        strength: float | None = None,
     ) -> Result:
         """Generate `count` images for each prompt. One seed gives one image, whatever the batch.
 
@@ -165,10 +180,12 @@ class Pipeline:
             negative_prompt: what a teacher's guidance leads away from.
             preview: called with pixels (B, H, W, 3) that each network evaluation foresees, the last being the result;
                 never where an engine makes all evaluations in one call, as exports of a whole trajectory do.
+            image: to start from, one for all or one a prompt, scaled and cropped to the model's size; torch draws then.
+            strength: in (0, 1): the share of the steps that is taken, and so how little of the image stays.
 
         Raises:
             FewstepError: no prompt, a count or step count that is not possible, a seed or scale out of range, a
-                negative prompt without guidance.
+                negative prompt without guidance, a strength that leaves no step.
         """
         prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(count)]
         _check_prompts(prompts, count, batch_size)
@@ -177,23 +194,38 @@ class Pipeline:
         sampler, scale = self._sampling(guidance, sampler)
         if negative_prompt and (self.card.kind == "student" or scale == 1):
             raise FewstepError("a negative prompt needs classifier-free guidance: give a teacher and a scale above 1")
-        engines = self._engines_for(chosen_steps, sampler, scale, negative_prompt)
+        if strength is not None and image is None:
+            raise FewstepError("a strength says how much of an image to replace: give the image too")
+        pictures = None
+        if image is None:
+            engines = self._engines_for(chosen_steps, sampler, scale, negative_prompt)
+        else:
+            strength = DEFAULT_STRENGTH if strength is None else strength
+            engines = self._edit_engines(chosen_steps, sampler, scale, negative_prompt, strength)
+            pictures = _pictures(image, count, len(prompts), *self._torch.size)
         if preview and engines.watched:
             engines = engines.watched(preview)
         timings = dict.fromkeys(STAGES, 0.0)
         arrays = []
         for start in range(0, len(prompts), batch_size):
             chunk = slice(start, start + batch_size)
-            arrays.append(self._batch(engines, prompts[chunk], seeds[chunk], scale, timings))
+            given = {} if pictures is None else {"image": pictures[chunk]}
+            arrays.append(self._batch(engines, prompts[chunk], seeds[chunk], scale, timings, given))
             if callback:
                 callback(min(start + batch_size, len(prompts)), len(prompts))
         return Result(np.concatenate(arrays), prompts, seeds, chosen_steps, timings, engines.name)
 
     def _batch(
-        self, engines: Engines, prompts: list[str], seeds: list[int], scale: float, timings: dict[str, float]
+        self,
+        engines: Engines,
+        prompts: list[str],
+        seeds: list[int],
+        scale: float,
+        timings: dict[str, float],
+        given: Arrays | None = None,
     ) -> npt.NDArray[np.uint8]:
         clock = [time.perf_counter()]
-        condition = self._condition(engines, prompts, scale)
+        condition = self._condition(engines, prompts, scale) | (given or {})
         clock.append(time.perf_counter())
         noise = trajectory_noise(seeds, engines.draws, engines.sample_shape)
         clock.append(time.perf_counter())
@@ -246,13 +278,25 @@ class Pipeline:
         if key not in self._engines:
             if len(self._engines) >= MOST_TRAJECTORIES:  # scales are floats: a server may meet any number of them
                 del self._engines[next(iter(self._engines))]
-            in_torch = self._wanted == "torch" or (self._wanted == "auto" and not is_student)
-            open_one = self._open_torch if in_torch else self._open_exported
-            self._engines[key] = open_one(*key)
+            in_torch = self._wanted == TORCH or (self._wanted == "auto" and not is_student)
+            others = self._open_compiled if self._wanted == COMPILED else self._open_exported
+            self._engines[key] = (self._open_torch if in_torch else others)(*key)
         return self._engines[key]
+
+    def _edit_engines(self, steps: int, sampler: str, scale: float, negative_prompt: str, strength: float) -> Engines:
+        """What starts from an image: torch, since exports neither have the encoder nor start in the middle."""
+        if self._wanted not in ("auto", "torch"):
+            raise FewstepError(
+                f"image-to-image runs on torch, not on {self._wanted}: open the model with torch or auto"
+            )
+        guidance = 1.0 if self.card.kind == "student" else scale
+        return self._torch.engines(self.card, steps, sampler, guidance, negative_prompt, strength=strength)
 
     def _open_torch(self, steps: int, sampler: str, guidance: float, negative_prompt: str) -> Engines:
         return self._torch.engines(self.card, steps, sampler, guidance, negative_prompt)
+
+    def _open_compiled(self, steps: int, sampler: str, guidance: float, negative_prompt: str) -> Engines:
+        return self._compiled.engines(self.card, steps, sampler, guidance, negative_prompt)
 
     def _open_exported(self, steps: int, sampler: str, guidance: float, negative_prompt: str) -> Engines:
         """Of a trajectory and an export in parts, the first; for `auto`, the fastest of both and torch."""
@@ -266,10 +310,11 @@ class Pipeline:
             if manifest.shape == "fused":
                 engines = open_export(found)
                 return replace(engines, prompts=engine_prompts(engines))
-            if folder not in self._parts:
+            place = folder, torch.get_num_threads()  # which its sessions take, and keep
+            if place not in self._parts:
                 model = open_parts(self.directory, found)
-                self._parts[folder] = Networks(manifest.engine, model, torch.device("cpu"))
-            return self._parts[folder].engines(self.card, *setting)
+                self._parts[place] = Networks(manifest.engine, model, torch.device("cpu"))
+            return self._parts[place].engines(self.card, *setting)
 
         def call(engines: Engines) -> Callable[[], object]:
             _, scale = self._sampling(None, None)
@@ -277,11 +322,15 @@ class Pipeline:
 
         if self._wanted != "auto":
             return open_fitting(self.directory, self._wanted, keys, open_found)
-        open_torch = partial(self._open_torch, *setting)
-        engines = open_fastest(self.directory, keys, self.device, open_torch, open_found, call)
-        if engines.name != "torch":
+        in_torch = {TORCH: partial(self._open_torch, *setting)}
+        if self.device.type == "cuda":  # a CPU takes a minute to compile what OpenVINO outruns
+            in_torch[COMPILED] = partial(self._open_compiled, *setting)
+        engines = open_fastest(self.directory, keys, self.device, in_torch, open_found, call)
+        if engines.name != COMPILED:
+            vars(self).pop("_compiled", None)
+        if engines.name not in in_torch:
             vars(self).pop("_torch", None)  # its networks, if they were measured
-        self._parts = {folder: each for folder, each in self._parts.items() if each.prompts is engines.prompts}
+        self._parts = {place: each for place, each in self._parts.items() if each.prompts is engines.prompts}
         return engines
 
 
@@ -292,6 +341,17 @@ def _check_prompts(prompts: list[str], count: int, batch_size: int) -> None:
         raise FewstepError("there is no prompt: give at least one")
     if any(not text.strip() for text in prompts):
         raise FewstepError("a prompt is empty: say what to draw")
+
+
+def _pictures(
+    image: Image.Image | Sequence[Image.Image], count: int, images: int, height: int, width: int
+) -> npt.NDArray[np.uint8]:
+    """(images, H, W, 3): the one picture for all, or each prompt's `count` times."""
+    if isinstance(image, Image.Image):
+        return stack([image], width, height).repeat(images, axis=0)
+    if len(image) * count != images:
+        raise FewstepError(f"{len(image)} pictures were given for {images // count} prompts: give one each, or one")
+    return stack(image, width, height).repeat(count, axis=0)
 
 
 def _seeds(seed: int | Sequence[int], count: int, images: int) -> list[int]:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .denoiser import Condition, DenoiserLike, GuidedDenoiser, WatchedDenoiser, initial_scale
+from .denoiser import Condition, DenoiserLike, GuidedDenoiser, WatchedDenoiser, add_noise, initial_scale
 from .families import Model
 from .samplers import Sampler
 
@@ -50,20 +50,25 @@ class Trajectory(nn.Module):
         """How many noise draws an image takes."""
         return self.sampler.draws(len(self.times) - 1)
 
-    def forward(self, noise: Tensor, **condition: Tensor) -> Tensor:
+    def forward(self, noise: Tensor, latents: Tensor | None = None, **condition: Tensor) -> Tensor:
         """Generate.
 
         Args:
             noise: (B, draws, C, h, w) standard normal.
+            latents: (B, C, h, w) of the pictures to start from, in place of pure noise.
             condition: what steers the network, under the names that its family gives.
 
         Returns:
             Images (B, 3, H, W) in [0, 1].
         """
         draw = partial(noise.select, 1)
-        x_0 = self.sampler.function(self.denoiser, self.initial_scale * draw(0), self.times, condition, draw)
+        x_t = self.initial_scale * draw(0) if latents is None else self._noised(latents, draw(0))
+        x_0 = self.sampler.function(self.denoiser, x_t, self.times, condition, draw)
         image: Tensor = self.decoder(x_0)
         return image
+
+    def _noised(self, latents: Tensor, eps: Tensor) -> Tensor:
+        return add_noise(self.denoiser.schedule, latents, eps, torch.tensor(self.times[0], dtype=torch.float64))
 
 
 class Pixels(nn.Module):
@@ -76,6 +81,24 @@ class Pixels(nn.Module):
     def forward(self, noise: Tensor, **condition: Tensor) -> Tensor:
         """Arguments of the trajectory to pixels (B, H, W, 3) uint8."""
         return to_pixels(self.trajectory(noise, **condition))
+
+
+class EditedPixels(nn.Module):
+    """A trajectory from pictures to pixels.
+
+    Args:
+        encoder: from images (B, 3, H, W) in [0, 1] to latents.
+        trajectory: whose first time says how much noise the pictures get.
+    """
+
+    def __init__(self, encoder: nn.Module, trajectory: Trajectory) -> None:
+        super().__init__()
+        self.encoder, self.trajectory = encoder, trajectory
+
+    def forward(self, noise: Tensor, image: Tensor, **condition: Tensor) -> Tensor:
+        """Arguments of the trajectory, and pictures (B, H, W, 3) uint8, to pixels (B, H, W, 3) uint8."""
+        latents = self.encoder(image.to(torch.float32).permute(0, 3, 1, 2) / 255)
+        return to_pixels(self.trajectory(noise, latents, **condition))
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -98,10 +98,10 @@ def _bare(directory: Path, name: str) -> Draw:
 
 
 def _export(job: Job) -> None:
-    from ...export.export import export_student
+    from ...export.export import check_request, export_source, open_source
 
     target, _, precision = job["engine"].partition("-")
-    export_student(Path(job["model"]), target, precision=precision)
+    export_source(open_source(Path(job["model"])), check_request(target, precision))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,21 @@ from .faults import FaultError, answer
 from .metrics import Metrics
 
 LARGEST_BODY = 64 * 1024
+LARGEST_UPLOAD = 8 * 1024 * 1024
+EDITS = "/v1/images/edits"
+"""The path whose bodies hold pictures."""
 BODY_SECONDS = 10.0
 """In which a body must have arrived."""
-KNOWN = ("/v1/images/generations", "/v1/images/live", "/v1/models", "/health", "/ready", "/metrics", "/openapi.json")
+KNOWN = (
+    "/v1/images/generations",
+    EDITS,
+    "/v1/images/live",
+    "/v1/models",
+    "/health",
+    "/ready",
+    "/metrics",
+    "/openapi.json",
+)
 """Paths that metrics name; whatever else a client makes up is `other`."""
 
 logger = logging.getLogger("fewstep.access")
@@ -76,13 +88,14 @@ def _bounded(receive: Receive, scope: Scope) -> Receive:
     size, complete, end = 0, False, asyncio.get_running_loop().time() + BODY_SECONDS
     headers = dict(scope["headers"])
     declared = headers.get(b"content-length", b"0")
+    largest = LARGEST_UPLOAD if scope["path"] == EDITS else LARGEST_BODY
 
     async def bounded() -> Message:
         nonlocal size, complete
         if complete:  # what follows is the client's leaving, which may take as long as it likes
             return await receive()
-        if declared.isdigit() and int(declared) > LARGEST_BODY:
-            raise _too_large()
+        if declared.isdigit() and int(declared) > largest:
+            raise _too_large(largest)
         try:
             async with asyncio.timeout_at(end):
                 message: MutableMapping[str, Any] = await receive()
@@ -91,15 +104,15 @@ def _bounded(receive: Receive, scope: Scope) -> Receive:
             raise FaultError(408, "body_too_slow", text, headers={"Connection": "close"}) from error
         size += len(message.get("body", b""))
         complete = not message.get("more_body", False)
-        if size > LARGEST_BODY:
-            raise _too_large()
+        if size > largest:
+            raise _too_large(largest)
         return message
 
     return bounded
 
 
-def _too_large() -> FaultError:
-    text = f"the body is larger than {LARGEST_BODY} bytes"
+def _too_large(largest: int) -> FaultError:
+    text = f"the body is larger than {largest} bytes"
     return FaultError(413, "too_large", text, headers={"Connection": "close"})
 
 

@@ -143,7 +143,7 @@ async def disconnected(request: Request) -> None:
         pass
 
 
-def context_of(connection: HTTPConnection) -> Context:
-    """The application's context; a dependency of the routes."""
+async def context_of(connection: HTTPConnection) -> Context:
+    """The application's context; a dependency of the routes, and not a plain function: those are called in a thread."""
     context: Context = connection.app.state.context
     return context

@@ -23,6 +23,21 @@ class Picture:
     engine: str
 
 
+@dataclass(frozen=True)
+class Start:
+    """What image-to-image starts from.
+
+    Args:
+        pixels: (H, W, 3) uint8, of the model's size.
+        strength: in (0, 1).
+        evaluations: that are left of the steps.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    strength: float
+    evaluations: int
+
+
 Preview = Callable[[npt.NDArray[np.uint8]], None]
 """Takes the pixels that one evaluation of the network foresees."""
 
@@ -44,6 +59,7 @@ class Job:
         user: whose turn it takes.
         patience: seconds that it may wait.
         preview: wants a look after every evaluation.
+        start: of image-to-image.
         attempts: engines that ended over it.
     """
 
@@ -55,6 +71,7 @@ class Job:
     user: str
     patience: float
     preview: Preview | None = None
+    start: Start | None = None
     attempts: int = 0
     made: float = field(default_factory=time.monotonic)
     picture: asyncio.Future[Picture] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -62,7 +79,13 @@ class Job:
     @property
     def kind(self) -> tuple[object, ...]:
         """Jobs of one kind can be drawn together; one that wants previews is drawn alone."""
-        return self.steps, self.guidance, self.negative, self.preview and id(self)
+        strength = self.start.strength if self.start else None
+        return self.steps, self.guidance, self.negative, strength, self.preview and id(self)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations that it takes."""
+        return self.start.evaluations if self.start else self.steps
 
     @property
     def waited(self) -> float:
@@ -83,7 +106,7 @@ class FairQueue:
     @property
     def load(self) -> int:
         """Network evaluations that wait."""
-        return sum(job.steps for jobs in self._users.values() for job in jobs)
+        return sum(job.evaluations for jobs in self._users.values() for job in jobs)
 
     async def put(self, jobs: Sequence[Job]) -> None:
         """Add jobs behind those of their users."""

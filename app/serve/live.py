@@ -12,9 +12,8 @@ from pydantic import Field, ValidationError
 
 from .context import Context, context_of
 from .faults import FaultError, invalid_request
-from .images import metadata
 from .jobs import Job
-from .pictures import png
+from .pictures import encode
 from .wishes import Prompt, Wishes, check_wishes, make_jobs
 
 router = APIRouter()
@@ -102,7 +101,7 @@ async def _draw(context: Context, request: LiveRequest, user: str) -> dict[str, 
     jobs: list[Job] = make_jobs(request, [request.prompt], 1, facts, user, context.limits.wait_seconds)
     pictures = await context.draw(service, jobs, asyncio.Event().wait())
     await context.check([request.prompt], pictures)
-    file = png(pictures[0].pixels, metadata(service, facts, jobs[0], pictures[0]))
+    file = (await encode(context, service, facts, jobs, pictures))[0]
     seconds = time.perf_counter() - start
     return {
         "b64_json": base64.b64encode(file).decode(),

@@ -24,6 +24,7 @@ class ModelEntry(BaseModel):
     default_steps: int
     size: str
     guidance: tuple[float, float] | None
+    edits: bool
     engine: str
 
 
@@ -57,8 +58,9 @@ def _entries(context: Context) -> list[dict[str, Any]]:
             "kind": facts.kind,
             "steps": list(facts.steps),
             "default_steps": facts.default_steps,
-            "size": f"{facts.width}x{facts.height}",
+            "size": facts.size,
             "guidance": facts.guidance,
+            "edits": facts.edits,
             "engine": facts.engine,
         }
         for name, service in context.services.items()

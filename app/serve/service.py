@@ -151,7 +151,7 @@ class Service:
     def _learn(self, jobs: Sequence[Job], seconds: float) -> None:
         """Follow the time of an evaluation, by full batches above all: they are what a queue is worked off with."""
         weight = LEARNING * len(jobs) / self.settings.largest_batch
-        found = seconds / sum(job.steps for job in jobs)
+        found = seconds / sum(job.evaluations for job in jobs)
         self._evaluation_seconds += weight * (found - self._evaluation_seconds)
 
 
@@ -166,7 +166,7 @@ class _Seat:
     @property
     def load(self) -> int:
         """Evaluations of what is being drawn."""
-        return sum(job.steps for job in self._jobs)
+        return sum(job.evaluations for job in self._jobs)
 
     async def leave(self) -> None:
         """End after the batch at hand."""
@@ -187,7 +187,7 @@ class _Seat:
                 await self._attempt(self._jobs)
             except Exception as error:  # a fault of ours: those who wait must hear of it, and the seat stays taken
                 logger.exception("drawing failed")
-                _fail(self._jobs, EngineError(type(error).__name__))
+                fail(self._jobs, EngineError(type(error).__name__))
             finally:
                 self._jobs = []
 
@@ -205,7 +205,13 @@ class _Seat:
         waits = [job.waited for job in jobs]
         first = jobs[0]
         batch = Batch(
-            [job.prompt for job in jobs], [job.seed for job in jobs], first.steps, first.guidance, first.negative
+            [job.prompt for job in jobs],
+            [job.seed for job in jobs],
+            first.steps,
+            first.guidance,
+            first.negative,
+            [job.start.pixels for job in jobs if job.start],
+            first.start.strength if first.start else None,
         )
         preview = first.preview and partial(_hand_over, loop, first.preview)
         drawn: Drawn = await loop.run_in_executor(self.worker.thread, self.worker.draw, batch, preview)
@@ -219,13 +225,13 @@ class _Seat:
         """Try each image of a batch that failed alone: one must not spoil the others."""
         logger.error("the engine failed", extra={"model": self._service.name, "cause": str(error)})
         if len(jobs) == 1:
-            _fail(jobs, error)
+            fail(jobs, error)
             return
         for position, job in enumerate(jobs):
             try:
                 await self._draw([job])
             except EngineError as other:
-                _fail([job], other)
+                fail([job], other)
             except EndedError:
                 self._jobs = list(jobs[position:])
                 await self._recover()
@@ -238,7 +244,7 @@ class _Seat:
         logger.error("a worker ended", extra={"model": service.name, "process_id": worker.process_id})
         for job in self._jobs:
             job.attempts += 1
-        _fail([job for job in self._jobs if job.attempts >= MOST_ATTEMPTS], EngineError("its process ended twice"))
+        fail([job for job in self._jobs if job.attempts >= MOST_ATTEMPTS], EngineError("its process ended twice"))
         await service._queue.put_back([job for job in self._jobs if job.attempts < MOST_ATTEMPTS])
         self._jobs = []
         await asyncio.to_thread(worker.close)
@@ -250,7 +256,8 @@ def _hand_over(loop: asyncio.AbstractEventLoop, preview: Preview, pixels: npt.ND
     loop.call_soon_threadsafe(preview, pixels)
 
 
-def _fail(jobs: Sequence[Job], error: Exception) -> None:
+def fail(jobs: Sequence[Job], error: Exception) -> None:
+    """Tell those who wait for jobs what went wrong."""
     for job in jobs:
         if not job.picture.done():
             job.picture.set_exception(error)

@@ -4,10 +4,15 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+from fastapi import UploadFile
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from ...runtime.edit import DEFAULT_STRENGTH, first_step
+from ...runtime.errors import FewstepError
 from .faults import FaultError
-from .jobs import Job, Preview
+from .jobs import Job, Preview, Start
 from .worker import Facts
 
 LONGEST_PROMPT = 1000
@@ -44,10 +49,9 @@ class Wishes(BaseModel):
     negative_prompt: str | None = Field(None, max_length=LONGEST_PROMPT, description="For models with guidance.")
 
 
-class GenerationRequest(Wishes):
-    """The body of `POST /v1/images/generations`: OpenAI's fields that a diffusion model can honour, and a few more."""
+class ImageWishes(Wishes):
+    """OpenAI's fields that a diffusion model can honour, and a few more."""
 
-    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MOST_PROMPTS)]
     n: Annotated[int, Field(ge=1, le=MOST_IMAGES), WHOLE] | None = Field(
         None, description="Images a prompt, their seeds counting up."
     )
@@ -61,13 +65,31 @@ class GenerationRequest(Wishes):
     )
 
 
+class GenerationRequest(ImageWishes):
+    """The body of `POST /v1/images/generations`."""
+
+    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MOST_PROMPTS)]
+
+
+class EditRequest(ImageWishes):
+    """The form of `POST /v1/images/edits`, whose numbers come as text."""
+
+    model_config = ConfigDict(strict=False)
+
+    image: UploadFile = Field(description="PNG, JPEG or WebP.")
+    prompt: Prompt
+    strength: float = Field(
+        DEFAULT_STRENGTH, gt=0, lt=1, description="The share of the steps that is taken: how little of the image stays."
+    )
+
+
 def check_size(size: str | None, facts: Facts) -> None:
     """Refuse another size than the model's.
 
     Raises:
         FaultError: it is another.
     """
-    own = f"{facts.width}x{facts.height}"
+    own = facts.size
     if size not in (None, "auto", own):
         raise FaultError(400, "unsupported_size", f"this model draws {own} only", "size")
 
@@ -91,6 +113,21 @@ def check_wishes(wishes: Wishes, facts: Facts) -> None:
         raise FaultError(400, "unsupported_negative", "this model has no negative prompt", "negative_prompt")
 
 
+def check_edit(wishes: EditRequest, facts: Facts, pixels: npt.NDArray[np.uint8]) -> Start:
+    """Where an edit starts.
+
+    Raises:
+        FaultError: the model has no image-to-image, or the strength leaves no step.
+    """
+    if not facts.edits:
+        raise FaultError(400, "unsupported_edit", "this model has no image-to-image: GET /v1/models says which have")
+    steps = wishes.num_inference_steps or facts.default_steps
+    try:
+        return Start(pixels, wishes.strength, steps - first_step(steps, wishes.strength))
+    except FewstepError as error:
+        raise FaultError(400, "unsupported_strength", str(error), "strength") from error
+
+
 def make_jobs(
     wishes: Wishes,
     prompts: Sequence[str],
@@ -99,6 +136,7 @@ def make_jobs(
     user: str,
     patience: float,
     preview: Preview | None = None,
+    start: Start | None = None,
 ) -> list[Job]:
     """A job an image, prompt after prompt; the seeds of each prompt's images count up."""
     first = secrets.randbelow(2**32) if wishes.seed is None else wishes.seed
@@ -112,6 +150,7 @@ def make_jobs(
             user=user,
             patience=patience,
             preview=preview,
+            start=start,
         )
         for prompt in prompts
         for position in range(count)
@@ -123,7 +162,7 @@ def narrowed(schema: dict[str, Any], names: Sequence[str], facts: Callable[[str]
     fields = schema["components"]["schemas"]["GenerationRequest"]["properties"]
     known = [facts(name) for name in names]
     fields["model"]["anyOf"][0] = {"type": "string", "enum": list(names)}
-    sizes = list(dict.fromkeys(f"{one.width}x{one.height}" for one in known))
+    sizes = list(dict.fromkeys(one.size for one in known))
     fields["size"]["anyOf"][0] = {"type": "string", "enum": ["auto", *sizes]}
     if all(one.steps for one in known):
         steps = sorted({count for one in known for count in one.steps})

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from ...runtime.errors import FewstepError
 
@@ -60,6 +61,7 @@ class Facts:
         width: of its images.
         height: of its images.
         guidance: scales that may be asked for, from and to; None where none may.
+        edits: whether it can start from an image.
         engine: that draws.
         reason: why `auto` chose it.
         weights: their hash.
@@ -72,21 +74,29 @@ class Facts:
     width: int
     height: int
     guidance: tuple[float, float] | None
+    edits: bool
     engine: str
     reason: str
     weights: str
     evaluation_seconds: float
 
+    @property
+    def size(self) -> str:
+        """As OpenAI writes it."""
+        return f"{self.width}x{self.height}"
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that are drawn together, one for each prompt and seed."""
+    """Images that are drawn together, one for each prompt and seed; of image-to-image, from as many (H, W, 3)."""
 
     prompts: Sequence[str]
     seeds: Sequence[int]
     steps: int
     guidance: float | None
     negative: str
+    images: Sequence[npt.NDArray[np.uint8]] = ()
+    strength: float | None = None
 
 
 @dataclass(frozen=True)
@@ -199,12 +209,11 @@ def _work(connection: Connection, settings: ModelSettings) -> None:
 
 
 def _open(settings: ModelSettings) -> "Pipeline":
-    import torch
-
+    from ...runtime.engines.threads import set_threads
     from ...runtime.pipeline import Pipeline
 
     if settings.threads:
-        torch.set_num_threads(settings.threads)
+        set_threads(settings.threads)
     return Pipeline.from_pretrained(settings.directory, settings.engine, settings.device)
 
 
@@ -230,6 +239,7 @@ def _warm(pipeline: "Pipeline", largest_batch: int) -> Facts:
         width=width,
         height=height,
         guidance=scales and (scales[0], scales[1]),
+        edits=pipeline.edits,
         engine=pipeline.engine_name,
         reason=pipeline.engine_reason,
         weights=card.weights,
@@ -250,6 +260,8 @@ def _draw(pipeline: "Pipeline", connection: Connection, batch: Batch, previews: 
             batch_size=len(batch.prompts),
             negative_prompt=batch.negative,
             preview=preview if previews else None,
+            image=[Image.fromarray(pixels) for pixels in batch.images] or None,
+            strength=batch.strength,
         )
     except FewstepError as error:
         return RefusedError(str(error))

@@ -49,7 +49,7 @@ def start_server(log: Path, *arguments: object) -> Server:
     command = [sys.executable, "-P", "-c", "from fewstep.app.cli import main; main()", "serve", "--port", "0"]
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [*command, "--engine", "torch", *map(str, arguments)],
+            [*command, *map(str, ("--engine", "torch", *arguments))],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

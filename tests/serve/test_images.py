@@ -2,7 +2,6 @@
 
 import base64
 import io
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +47,6 @@ def test_several_prompts_come_in_their_order_with_seeds_that_count_up(server: Se
     assert [data["seed"] for data in answer["data"]] == [3, 4, 3, 4]
     alone = ask(server, prompt="a blue square", seed=4)
     assert close(pixels(answer["data"][3]["b64_json"]), pixels(alone["data"][0]["b64_json"]))
-
-
-def test_an_image_does_not_depend_on_its_company(server: Server) -> None:
-    def draw(seed: int) -> Any:
-        return pixels(ask(server, prompt=f"a square {seed}", seed=seed)["data"][0]["b64_json"])
-
-    alone = [draw(seed) for seed in range(12)]
-    with ThreadPoolExecutor(12) as pool:
-        together = list(pool.map(draw, range(12)))
-    assert all(close(one, other) for one, other in zip(alone, together, strict=True))
 
 
 def test_without_a_seed_each_image_is_another_and_its_seed_makes_it_again(server: Server) -> None:

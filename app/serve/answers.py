@@ -1,0 +1,156 @@
+"""How images are answered: all at once, or as server-sent events in OpenAI's words."""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel
+
+from .context import Context, disconnected
+from .faults import FaultError
+from .jobs import Job, Picture, Preview
+from .pictures import encode, png_of
+from .service import Service
+from .wishes import ImageWishes
+from .worker import Facts
+
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The images, or with `stream` the events.",
+        "content": {"text/event-stream": {}},
+    }
+}
+MakeJobs = Callable[[Preview | None], list[Job]]
+"""The jobs of a request, which want previews or not."""
+
+
+class ImageData(BaseModel):
+    """One image."""
+
+    b64_json: str
+    seed: int
+
+
+class ImagesResponse(BaseModel):
+    """Images, prompt after prompt."""
+
+    created: int
+    data: list[ImageData]
+    output_format: str
+    size: str
+    model: str
+    engine: str
+    steps: int
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is to be answered to one request.
+
+    Args:
+        context: the application's.
+        request: whose client waits.
+        service: the model.
+        facts: what it says of itself.
+        event: how the names of events begin.
+    """
+
+    context: Context
+    request: Request
+    service: Service
+    facts: Facts
+    event: str
+
+    async def give(self, body: ImageWishes, make: MakeJobs) -> Response:
+        """Draw, and answer in the form that the body asks for."""
+        if body.stream:
+            headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            return StreamingResponse(self._events(body, make), media_type="text/event-stream", headers=headers)
+        start, jobs = time.perf_counter(), make(None)
+        pictures = await self.context.draw(self.service, jobs, disconnected(self.request))
+        await self.context.check([job.prompt for job in jobs], pictures)
+        files = await encode(self.context, self.service, self.facts, jobs, pictures)
+        answer = {
+            "created": int(time.time()),
+            "data": [_data(file, job) for file, job in zip(files, jobs, strict=True)],
+            **self._common(jobs[0], pictures[0]),
+            "milliseconds": round(1000 * (time.perf_counter() - start), 3),
+        }
+        return JSONResponse(answer)
+
+    async def _events(self, body: ImageWishes, make: MakeJobs) -> AsyncIterator[str]:
+        """One image after another; a fault is an event, too, since the status is sent by then."""
+        previews: asyncio.Queue[npt.NDArray[np.uint8]] = asyncio.Queue()
+        try:
+            for job in make(previews.put_nowait if body.partial_images else None):
+                async for event in self._follow(job, previews, body.partial_images or 0):
+                    yield event
+        except FaultError as fault:
+            self.context.metrics.rejections.labels(fault.code).inc()
+            yield f"event: error\ndata: {json.dumps(fault.body())}\n\n"
+
+    async def _follow(
+        self, job: Job, previews: asyncio.Queue[npt.NDArray[np.uint8]], wanted: int
+    ) -> AsyncIterator[str]:
+        """The previews of one image as they come, then the image."""
+        drawing = asyncio.create_task(self.context.draw(self.service, [job], disconnected(self.request)))
+        try:
+            shown = evenly(job.evaluations - 1, wanted)
+            for position in range(job.evaluations - 1 if wanted else 0):
+                preview = asyncio.create_task(previews.get())
+                await asyncio.wait([preview, drawing], return_when=asyncio.FIRST_COMPLETED)
+                if not preview.done():
+                    preview.cancel()
+                    break
+                if position in shown:
+                    picture = base64.b64encode(await png_of(preview.result())).decode()
+                    index = shown.index(position)
+                    yield self._event("partial_image", {"b64_json": picture, "partial_image_index": index})
+            pictures = await drawing
+            while not previews.empty():  # the last foresees the image itself
+                previews.get_nowait()
+            await self.context.check([job.prompt], pictures)
+            file = (await encode(self.context, self.service, self.facts, [job], pictures))[0]
+            yield self._event("completed", {**_data(file, job), **self._common(job, pictures[0])})
+        finally:
+            drawing.cancel()
+
+    def _common(self, job: Job, picture: Picture) -> dict[str, Any]:
+        return {
+            "output_format": "png",
+            "size": self.facts.size,
+            "model": self.service.name,
+            "engine": picture.engine,
+            "steps": job.steps,
+        }
+
+    def _event(self, name: str, content: dict[str, Any]) -> str:
+        """With what OpenAI's events say of every image."""
+        kind = f"{self.event}.{name}"
+        about = {
+            "created_at": int(time.time()),
+            "size": self.facts.size,
+            "output_format": "png",
+            "quality": "auto",
+            "background": "opaque",
+        }
+        return f"event: {kind}\ndata: {json.dumps({'type': kind, **about, **content})}\n\n"
+
+
+def _data(file: bytes, job: Job) -> dict[str, Any]:
+    return {"b64_json": base64.b64encode(file).decode(), "seed": job.seed}
+
+
+def evenly(steps: int, wanted: int) -> Sequence[int]:
+    """Which of the evaluations before the last are shown, at the most `wanted`."""
+    wanted = min(wanted, steps)
+    return [(2 * position + 1) * steps // (2 * wanted) for position in range(wanted)]
