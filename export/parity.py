@@ -25,6 +25,8 @@ from .differences import (
 PROMPTS = ("a red apple", "smiling face with sunglasses", "house and garden on a rainy night, seen from far away", "x")
 BATCHES = (1, 3, 8)
 """Batches of one, and of sizes that do and do not fill vector registers."""
+BATCHES_OF_LARGE = (1, 3)
+"""Of networks beyond 2 GiB: eight images of theirs take as much memory again as model and engine together."""
 LARGEST_DROP = 0.02
 """Of a share such as match@1. Where one picture in twenty changes sides, 500 pictures scatter by 0.01: twice that."""
 
@@ -142,13 +144,13 @@ def check_parity(
     trials = [_trial(reference, engines, tokenize, seeds) for seeds in seeds_of_batches()]
     report, trial = judge(engines.name, precision, TOLERANCES[precision], trials)
     if score and not report.failure:
-        report = with_quality(report, score(reference), score(engines))
+        report = with_quality(report, *map(score, (reference, engines)))
     return report, trial
 
 
-def seeds_of_batches() -> list[range]:
+def seeds_of_batches(batches: Sequence[int] = BATCHES) -> list[range]:
     """The seeds of every batch that is compared."""
-    return [range(end - batch, end) for batch, end in zip(BATCHES, accumulate(BATCHES), strict=True)]
+    return [range(end - batch, end) for batch, end in zip(batches, accumulate(batches), strict=True)]
 
 
 def prompts_of(seeds: Sequence[int]) -> list[str]:

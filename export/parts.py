@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.artefact import INDEX, read_card
-from ..runtime.engines import PIXELS, Arrays
+from ..runtime.engines import PIXELS, Arrays, Engines
 from ..runtime.engines.manifest import Manifest
 from ..runtime.engines.parts import AUTOENCODER, DECODER, IMAGES, LATENTS, Parts, model_of, part_file
 from ..runtime.errors import FewstepError
@@ -29,8 +29,20 @@ from ..runtime.wording import in_steps
 from .calls import Call, Recalled, watched
 from .differences import END_TO_END, part_tolerances
 from .graph import Graph, part_graph
+from .large import is_large
 from .nodes import keeping
-from .parity import ParityReport, Score, Trial, attempt, judge, prompts_of, seeds_of_batches, with_quality
+from .parity import (
+    BATCHES,
+    BATCHES_OF_LARGE,
+    ParityReport,
+    Score,
+    Trial,
+    attempt,
+    judge,
+    prompts_of,
+    seeds_of_batches,
+    with_quality,
+)
 from .source import check_weights
 
 TARGETS = ("onnx", "openvino")
@@ -132,13 +144,21 @@ class PartsSource:
 
     def compare(self, opened: OpenedParts, precision: str, score: Score | None) -> tuple[ParityReport, Trial]:
         """Each part on what torch gives it, and all in turn, at every step count; see `check_parity`."""
-        trials = [self._trial(opened, setting, seeds) for setting in self._settings for seeds in seeds_of_batches()]
+        large = any(is_large(graph.model) for graph in self.graphs.values())
+        batches = seeds_of_batches(BATCHES_OF_LARGE if large else BATCHES)
+        trials = [self._trial(opened, setting, seeds) for setting in self._settings for seeds in batches]
         target = opened.engines.manifest.target
         report, trial = judge(target, precision, part_tolerances(precision, list(self.networks)), trials)
         if score and not report.failure:
-            pair = [networks.engines(self.card, *self._settings[0]) for networks in (self._reference, opened.networks)]
-            report = with_quality(report, *map(score, pair))
+            report = with_quality(report, *map(score, self.rivals(opened)))
         return report, trial
+
+    def rivals(self, opened: OpenedParts) -> tuple[Engines, Engines]:
+        """What draws the same for a score: torch in float32, and what was opened."""
+        reference, found = (
+            networks.engines(self.card, *self._settings[0]) for networks in (self._reference, opened.networks)
+        )
+        return reference, found
 
     def calls(self, opened: OpenedParts) -> dict[str, Callable[[], object]]:
         """Drawing one image, to be measured: with the engine, and with torch where it would run."""

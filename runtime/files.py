@@ -1,5 +1,6 @@
 """Atomic writes, hashes and JSON: nothing is ever left half-written."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,9 @@ from typing import Any
 
 from .errors import FewstepError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk says that takes no more."""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -20,7 +24,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     at all.
 
     Raises:
-        FewstepError: the parent folder cannot be written.
+        FewstepError: the parent folder cannot be written, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -31,7 +35,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             remove(path)
         temporary.replace(path)
     except OSError as error:
-        if error.filename is None or Path(error.filename).parent not in (path.parent, path, *path.parents):
+        ours = error.filename is not None and Path(error.filename).parent in (path.parent, path, *path.parents)
+        if not ours and error.errno not in FULL:  # who writes into an open file is not told its name
             raise
         raise FewstepError(f"cannot write {path}: {error.strerror}") from error
     finally:

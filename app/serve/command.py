@@ -48,6 +48,7 @@ def serve(
     keys: Annotated[Path | None, typer.Option(help="File of API keys that `fewstep key` made.")] = None,
     origin: Annotated[list[str] | None, typer.Option(help="Origin of a page that may ask; repeat for more.")] = None,
     checker: Annotated[str, typer.Option(help="MODULE:FUNCTION that says which pictures not to show.")] = "",
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Have the log tell what is drawn.")] = False,
     ray: Annotated[
         Path | None, typer.Option(help="On a Ray cluster, as this TOML or YAML file says, instead of all else here.")
     ] = None,
@@ -76,6 +77,7 @@ def serve(
         origins=origin or (),
         hosts=LOOPBACK_NAMES if is_loopback(host) and not keys else (),
         checker=find_checker(checker) if checker else None,
+        log_prompts=log_prompts,
     )
     log_lines()
     run(create_app(settings), host, port)

@@ -1,6 +1,7 @@
 """What every route needs: the served models, who asks, and how long a request may take."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from .metrics import Metrics
 from .service import FullError, Limits, Service
 from .worker import EngineError, Facts, RefusedError
 
+logger = logging.getLogger(__name__)
 Checker = Callable[[Sequence[str], Sequence[npt.NDArray[np.uint8]]], Sequence[bool]]
 """Takes prompts and their pixels (H, W, 3); tells of each whether it must not be shown. Called in a thread."""
 GONE = 499
@@ -33,6 +35,7 @@ class Context:
         metrics: of the whole application.
         checker: the operator's own, or None.
         origins: of other pages that may ask.
+        log_prompts: whether the log tells what is drawn.
         services: by name, in the order given; filled at the start.
         started: seconds since 1970.
     """
@@ -42,6 +45,7 @@ class Context:
     metrics: Metrics
     checker: Checker | None = None
     origins: Sequence[str] = ()
+    log_prompts: bool = False
     services: dict[str, Service] = field(default_factory=dict)
     started: int = field(default_factory=lambda: int(time.time()))
 
@@ -84,6 +88,9 @@ class Context:
         Raises:
             FaultError: the queue is full, no engine was free in time, the engine failed, or nobody waits any longer.
         """
+        if self.log_prompts:
+            for job in jobs:
+                logger.info("drawing", extra={"model": service.name, "prompt": job.prompt, "seed": job.seed})
         drawing = asyncio.create_task(_all(jobs))
         leaving = asyncio.create_task(gone)
         try:

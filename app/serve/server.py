@@ -37,6 +37,7 @@ class ServerSettings:
         origins: of other pages that browsers may let ask.
         hosts: names that a request may call this server by; empty: any.
         checker: the operator's own, or None.
+        log_prompts: whether the log tells what is drawn.
     """
 
     models: Mapping[str, ModelSettings]
@@ -46,12 +47,13 @@ class ServerSettings:
     origins: Sequence[str] = ()
     hosts: Sequence[str] = ()
     checker: Checker | None = None
+    log_prompts: bool = False
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
     """Make the application; its models open when it starts, unless `open_models` was called before."""
     metrics = Metrics()
-    context = Context(settings.limits, settings.keys, metrics, settings.checker, settings.origins)
+    context = Context(settings.limits, settings.keys, metrics, settings.checker, settings.origins, settings.log_prompts)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

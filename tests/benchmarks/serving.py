@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,7 @@ from fewstep.runtime.files import write_json
 
 PATH = "/v1/images/generations"
 LARGEST_BATCH, CLIENTS, WAIT = 8, 32, 2.0
+SECONDS_BETWEEN_LOOKS = 5.0
 
 
 @contextmanager
@@ -88,39 +90,76 @@ def best_throughput(pipeline: Pipeline, seconds: float) -> float:
     return batches * LARGEST_BATCH / (time.perf_counter() - start)
 
 
-async def saturation(url: str, seconds: float) -> float:
-    """Images a second that as many clients get who always ask."""
-    end, done = time.perf_counter() + seconds, 0
+@dataclass
+class Saturation:
+    """As many clients who always ask, and what they got."""
 
-    async def client(session: aiohttp.ClientSession, number: int) -> None:
-        nonlocal done
+    served: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return self.served / self.seconds
+
+    async def run(self, url: str, seconds: float) -> None:
+        """Have them ask for so long."""
+        start = time.perf_counter()
+        async with aiohttp.ClientSession() as session:
+            await asyncio.gather(*(self._client(session, url, number, start + seconds) for number in range(CLIENTS)))
+        self.seconds = time.perf_counter() - start
+
+    async def _client(self, session: aiohttp.ClientSession, url: str, number: int, end: float) -> None:
         while time.perf_counter() < end:
-            body = {"prompt": f"a rocket {number} {done}, fluent 3d style", "user": str(number)}
+            body = {"prompt": f"a rocket {number} {self.served}, fluent 3d style", "user": str(number)}
             async with session.post(url + PATH, json=body) as answer:
                 await answer.read()
-                done += answer.status == 200
+                self.served += answer.status == 200
+                self.failed += answer.status != 200
 
+
+async def soak(url: str, process: int, seconds: float) -> dict[str, Any]:
+    """Saturate for long, and look at memory and open files all the while."""
+    clients, looks = Saturation(), list[tuple[float, float, int]]()
+    running = asyncio.create_task(clients.run(url, seconds))
     start = time.perf_counter()
-    async with aiohttp.ClientSession() as session:
-        await asyncio.gather(*(client(session, number) for number in range(CLIENTS)))
-    return done / (time.perf_counter() - start)
+    while not running.done():
+        await asyncio.wait([running], timeout=SECONDS_BETWEEN_LOOKS)
+        looks.append((time.perf_counter() - start, memory(process), handles(process)))
+    await running
+    tenth = max(1, len(looks) // 10)
+    return {
+        "seconds": round(clients.seconds),
+        "images": clients.served,
+        "failed": clients.failed,
+        "memory_mebibytes": {
+            "second_tenth": round(median(look[1] for look in looks[tenth : 2 * tenth + 1]), 1),
+            "last_tenth": round(median(look[1] for look in looks[-tenth:]), 1),
+        },
+        "handles": [looks[0][2], looks[-1][2]],
+        "looks": [[round(value, 1) for value in look] for look in looks],
+    }
+
+
+def family(process: int) -> Iterator[tuple[Path, str]]:
+    """Folder below /proc and status of a process and of its children."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        text = status.read_text() if status.exists() else ""
+        parent = re.search(r"^PPid:\s+(\d+)", text, re.MULTILINE)
+        if status.parent.name == str(process) or (parent and parent[1] == str(process)):
+            yield status.parent, text
 
 
 def memory(process: int) -> float:
     """MiB that a process and its children hold."""
-    total = 0
-    for status in Path("/proc").glob("[0-9]*/status"):
-        text = status.read_text() if status.exists() else ""
-        parent = re.search(r"^PPid:\s+(\d+)", text, re.MULTILINE)
-        resident = re.search(r"^VmRSS:\s+(\d+)", text, re.MULTILINE)
-        if resident and (status.parent.name == str(process) or (parent and parent[1] == str(process))):
-            total += int(resident[1])
-    return total / 1024
+    found = (re.search(r"^VmRSS:\s+(\d+)", text, re.MULTILINE) for _, text in family(process))
+    return sum(int(resident[1]) for resident in found if resident) / 1024
 
 
 def handles(process: int) -> int:
-    """Open files and sockets of a process."""
-    return sum(1 for _ in Path(f"/proc/{process}/fd").iterdir())
+    """Open files and sockets of a process and its children."""
+    return sum(1 for folder, _ in family(process) for _ in (folder / "fd").iterdir())
 
 
 def main() -> None:
@@ -131,6 +170,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement of throughput")
     parser.add_argument("--overload", type=float, default=60.0, help="seconds")
+    parser.add_argument("--soak", type=float, default=0.0, help="seconds of saturation, for leaks")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     pipeline = Pipeline.from_pretrained(options.model, options.engine)
@@ -138,7 +178,9 @@ def main() -> None:
     with serving(options.model, options.engine) as (url, process):
         facts["latency"] = asyncio.run(latency(url, pipeline, options.rounds))
         best = best_throughput(pipeline, options.seconds)
-        served = asyncio.run(saturation(url, options.seconds))
+        clients = Saturation()
+        asyncio.run(clients.run(url, options.seconds))
+        served = clients.rate
         facts["throughput"] = {"pipeline": round(best, 2), "http": round(served, 2), "share": round(served / best, 3)}
         before = memory(process), handles(process)
         arrivals = list(poisson(3 * served, options.overload, seed=0))
@@ -149,6 +191,8 @@ def main() -> None:
             "memory_mebibytes": [round(before[0], 1), round(memory(process), 1)],
             "handles": [before[1], handles(process)],
         }
+        if options.soak:
+            facts["soak"] = asyncio.run(soak(url, process, options.soak))
     Console().print(facts)
     write_json(options.out, facts)
 

@@ -176,6 +176,23 @@ def test_half_closed_and_slow_clients_hold_up_nobody(models: dict[str, Path], st
     assert ask(server).status_code == 200
 
 
+def test_the_log_tells_prompts_only_if_it_was_asked_to(models: dict[str, Path], start: Callable[..., Server]) -> None:
+    server = start(models["quick"], "--log-prompts")
+    assert ask(server, prompt="a green square", seed=5).status_code == 200
+    server.stop()
+    told = [line for line in map(json.loads, server.log.read_text().splitlines()) if line["event"] == "drawing"]
+    assert [(line["prompt"], line["seed"], line["model"]) for line in told] == [("a green square", 5, "quick")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_disk_that_is_full_costs_the_log_and_nothing_else(models: dict[str, Path]) -> None:
+    server = start_server(Path("/dev/full"), models["quick"])
+    try:
+        assert all(ask(server, prompt="a square").status_code == 200 for _ in range(3))
+    finally:
+        assert server.stop() in (0, -signal.SIGTERM)
+
+
 def test_the_port_may_be_taken_and_the_model_may_be_none(
     server: Server, models: dict[str, Path], tmp_path: Path
 ) -> None:
