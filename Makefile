@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= passive
 # The package's folders lie at the root under bare names: keep the root off sys.path.
 export PYTHONSAFEPATH := 1
 
-.PHONY: generate test lint types unit gpu wheels resources peers overhead serving train-emoji ladder clean
+.PHONY: generate test lint types unit gpu wheels resources peers overhead serving soak train-emoji ladder clean
 
 generate: .venv/generate.done  ## draw PROMPT with the shipped student and its teacher
 	@mkdir -p $(OUT)
@@ -59,10 +59,13 @@ peers: .venv/develop.done  ## what `fewstep bench --peers` compares with, each i
 overhead: .venv/develop.done  ## what the trainer costs beside a plain loop, on DEVICE, into results/overhead
 	$(BIN)/python tests/benchmarks/overhead.py --device $(DEVICE) --out results/overhead/$(DEVICE).json
 
-# Run it again to go on: each training takes up its own checkpoint and counts the minutes it has already had.
 serving: .venv/develop.done  ## what a server adds to its engine, and how it bears overload, into results/serving
-	$(BIN)/python tests/benchmarks/serving.py --out results/serving/$(DEVICE).json
+	$(BIN)/python tests/benchmarks/serving.py --out results/serving/$(DEVICE:auto=cpu).json
 
+soak: .venv/develop.done  ## the same, and twenty minutes of saturation, for leaks
+	$(BIN)/python tests/benchmarks/serving.py --soak 1200 --out results/serving/$(DEVICE:auto=cpu).json
+
+# Run it again to go on: each training takes up its own checkpoint and counts the minutes it has already had.
 train-emoji: .venv/develop.done  ## the shipped models from nothing, within MINUTES of training on DEVICE
 	@if [ -e $(DATA)/dataset.json ]; then echo "$(DATA) is built already: remove it to build it again"; \
 	else $(BIN)/fewstep data emoji --styles fluent-3d,fluent-flat --out $(DATA); fi
@@ -98,7 +101,7 @@ share = $$(awk 'BEGIN { print $(MINUTES) * $(1) / 100 }')
 	@touch $@
 
 .venv/develop.done: .venv/generate.done
-	$(INSTALL) --editable ".[train,eval,onnx,openvino,serve,dev]"
+	$(INSTALL) --editable ".[train,eval,onnx,openvino,serve,demo,dev]"
 	@touch $@
 
 # mypy and editors cannot follow an editable install whose folders have other names: give them links.

@@ -9,6 +9,7 @@ import typer
 from ..runtime.errors import FewstepError
 from . import data, doctor, engines, evaluate, export, generate, ladder, load, report, train
 from .bench.command import bench
+from .demo.command import demo
 from .serve import command as serve
 
 INTERRUPTED = 130
@@ -33,6 +34,7 @@ app.command("report")(report.report)
 app.command("load")(load.load)
 app.command("serve")(serve.serve)
 app.command("key")(serve.key)
+app.command("demo")(demo)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..runtime.engines.device import usable_processors
 from . import hardware, packages, processor
 from .findings import Finding, Verdict
 
@@ -42,5 +43,5 @@ def examine() -> Iterator[Finding]:
         yield from hardware.openvino()
         yield from hardware.tensorrt(gpu)
     yield processor.instructions()
-    yield from processor.threads(os.environ, *processor.usable_processors())
+    yield from processor.threads(os.environ, *usable_processors())
     yield from packages.extras()

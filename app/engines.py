@@ -14,7 +14,7 @@ from .tables import Column, Row, print_table
 if TYPE_CHECKING:
     from ..runtime.engines.store import StoredEngine
 
-app = typer.Typer(help="List, verify and remove the engines of students.", no_args_is_help=True)
+app = typer.Typer(help="List, verify, refit and remove the engines of students.", no_args_is_help=True)
 Directories = Annotated[
     list[Path] | None, typer.Argument(help="Students' directories.", show_default="the shipped student")
 ]
@@ -72,6 +72,21 @@ def prune(
             for engine in surplus(directory, bound):
                 remove_engine(engine.folder)
                 typer.echo(f"gone: {engine.reason}")
+
+
+@app.command()
+def refit(
+    student: Annotated[Path, typer.Argument(help="The student's directory, which has a tensorrt engine.")],
+    lora: Annotated[Path, typer.Option(help="Safetensors file of the LoRA, as peft and diffusers write it.")],
+    out: Annotated[Path, typer.Option(help="Directory for the student with the LoRA and its engine.")],
+    precision: Annotated[
+        str | None, typer.Option(help="Of the engine.", show_default="the fastest that this machine can")
+    ] = None,
+) -> None:
+    """Add a LoRA to a student and to its tensorrt engine, whose weights are replaced in seconds instead of a build."""
+    from ..export.refit import refit_engine
+
+    typer.echo(refit_engine(student, lora, out, precision))
 
 
 def _engines(directories: list[Path] | None, thorough: bool) -> list["StoredEngine"]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..runtime.engines import ENGINES
+from ..runtime.engines import COMPILED, ENGINES, TORCH
 from ..runtime.wording import either
 from .tables import SCORES, Column, print_table
 
@@ -22,7 +22,7 @@ def evaluate(
     sampler: Annotated[str | None, typer.Option(help="For a teacher: ddim, euler, heun, dpm++2m, sde-dpm++2m.")] = None,
     guidance: Annotated[float | None, typer.Option(help="For a teacher: classifier-free guidance scale.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image.")] = 0,
-    engine: Annotated[str, typer.Option(help=f"{either(('auto', 'torch', *ENGINES))}.")] = "auto",
+    engine: Annotated[str, typer.Option(help=f"{either(('auto', TORCH, COMPILED, *ENGINES))}.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per engine call.")] = 32,
 ) -> None:
     """Write FD-EffLite0, KID, precision, recall, coverage, match@1 and diversity into DIRECTORY/evaluation/."""

@@ -47,7 +47,7 @@ def export(
         ),
     ] = None,
     kernels: Annotated[
-        bool, typer.Option("--kernels", help="Keep our kernels as nodes of the graph, for plugins; onnx in fp32.")
+        bool, typer.Option("--kernels", help="Keep our kernels: nodes in onnx in fp32, plugins in tensorrt.")
     ] = False,
     data: Annotated[
         Path | None, typer.Option(help="Pictures it was trained on: in few bits, its match@1 on them must not fall.")

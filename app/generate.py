@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..runtime.edit import DEFAULT_STRENGTH
-from ..runtime.engines import ENGINES
+from ..runtime.engines import COMPILED, ENGINES, TORCH
 from ..runtime.errors import FewstepError
 from ..runtime.wording import either, in_steps
 from .models import SHIPPED_STUDENT
@@ -32,7 +32,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the first image; one seed gives one image.")] = 0,
     count: Annotated[int, typer.Option(help="Images to make, with seeds counting up.")] = 1,
     engine: Annotated[
-        str, typer.Option(help=f"{either(('auto', 'torch', *ENGINES))}; auto takes the fastest of them here.")
+        str, typer.Option(help=f"{either(('auto', TORCH, COMPILED, *ENGINES))}; auto takes the fastest of them here.")
     ] = "auto",
     teacher: Annotated[Path | None, typer.Option(help="Also let this teacher draw, and compare the times.")] = None,
     image: Annotated[Path | None, typer.Option(help="Picture to start from; torch draws then.")] = None,

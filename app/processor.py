@@ -1,8 +1,6 @@
 """The processor, how much of it this process may use, and settings of OpenMP that hurt."""
 
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from .findings import Finding, Verdict
 
@@ -36,18 +34,6 @@ def threads(environment: Mapping[str, str], processors: int, granted: int) -> It
     yield from (Finding("threads", Verdict.CHANGE, sentence) for sentence in found)
     if not found:
         yield Finding("threads", Verdict.GOOD, f"time on {granted} processors, and no setting of OpenMP that hurts")
-
-
-def usable_processors(groups: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """How many processors this process may run on, and how many its container grants time for, rounded up.
-
-    Args:
-        groups: where the kernel mounts control groups, version 2.
-    """
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    file = groups / "cpu.max"
-    quota, _, period = file.read_text(encoding="utf-8").partition(" ") if file.is_file() else ("max", "", "")
-    return processors, processors if quota == "max" else min(processors, -(-int(quota) // int(period)))
 
 
 def _thread_sentences(environment: Mapping[str, str], processors: int, granted: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ..runtime.engines import PRECISIONS
 from ..runtime.engines.aoti import INPUTS, OUTPUTS, SUFFIX
 from ..runtime.engines.device import computes_bf16
-from ..runtime.errors import FewstepError
+from ..runtime.engines.torch import require_compiler
 from .graph import BATCH, Graph, quiet
 from .precision import sensitive
 
@@ -33,7 +33,7 @@ def precisions() -> tuple[str, ...]:
     Raises:
         FewstepError: there is no C++ compiler.
     """
-    _require_compiler()
+    require_compiler("aoti")
     has_bf16 = torch.cuda.is_available() or computes_bf16()
     return PRECISIONS["aoti"] if has_bf16 else ("fp32",)
 
@@ -53,7 +53,7 @@ def write(graph: Graph, folder: Path, name: str, precision: str) -> dict[str, in
     Raises:
         FewstepError: there is no C++ compiler.
     """
-    _require_compiler()
+    require_compiler("aoti")
     module, kept = program_of(graph, precision)
     example = tuple(graph.example[name] for name in graph.inputs)
     settings = {
@@ -84,19 +84,6 @@ def program_of(graph: Graph, precision: str) -> tuple[fx.GraphModule, dict[str, 
     """
     module = _module(graph)
     return module, _to_bf16(module, graph.model.graph) if precision == "bf16" else None
-
-
-def _require_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise FewstepError(
-            "aoti compiles C++, and there is no compiler here: install g++ (on Debian, `apt-get install g++`), or set "
-            "CXX to another"
-        ) from error
 
 
 def _module(graph: Graph) -> fx.GraphModule:

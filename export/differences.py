@@ -51,8 +51,8 @@ TOLERANCES: Mapping[str, Mapping[str, Measures]] = {
         END_TO_END: {"psnr": 44.0, "ssim": 0.998, "off": 0.03},
     },
     # Eight bits: 0.03, 0.012; 0.019; 34.6 dB, 0.992, 0.09 in OpenVINO and AOTInductor alike, of one image in twelve,
-    # the others having 46 dB and more; a quarter more than that one. An edge that moves by half a pixel makes one large
-    # difference, so that the largest of all pixels says nothing here.
+    # the others having 46 dB and more; a quarter more than that one, in which linear attention jumps (see README.md).
+    # An edge that moves by half a pixel makes one large difference, so that the largest of all pixels says nothing.
     "bf16": {
         TEXT_ENCODER: {"largest": 0.1, "rms": 0.04},
         TRAJECTORY: {"rms": 0.024},
@@ -91,12 +91,14 @@ def part_tolerances(precision: str, parts: Sequence[str]) -> dict[str, Measures]
     """What an image may have at worst in an export of these parts.
 
     Text encoders as in a fused export. What is measured of a network or a decoder is relative to its own root mean
-    square, about half of what white is to a picture: twice what a trajectory may have.
+    square, about half of what white is to a picture: twice what a trajectory may have. How many values are off counts
+    in float32 alone: where pictures have no flat ground, as the shipped student's do, it says what the PSNR does.
     """
     fused = TOLERANCES[precision]
     network = {"rms": 2 * fused[TRAJECTORY]["rms"]}
     tolerances = {part: fused[TEXT_ENCODER] if part.startswith(TEXT_ENCODER) else network for part in parts}
-    return {**tolerances, END_TO_END: fused[END_TO_END]}
+    pictures = {name: limit for name, limit in fused[END_TO_END].items() if name != "off" or limit == 0}
+    return {**tolerances, END_TO_END: pictures}
 
 
 def tensor_measures(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> list[Measures]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..runtime.artefact import has_text_encoders
-from ..runtime.engines import Engine, engine_module
+from ..runtime.engines import Engine, Engines, engine_module
 from ..runtime.engines.auto import take_turns
 from ..runtime.engines.device import this_device
 from ..runtime.engines.manifest import (
     FORMAT,
+    KERNELS,
     Manifest,
     State,
     files_in,
@@ -23,13 +24,14 @@ from ..runtime.engines.manifest import (
 from ..runtime.engines.store import beyond, engines_bound, exclusive, list_engines, remove_engine
 from ..runtime.errors import FewstepError, require
 from ..runtime.files import atomic_path, read_json, sha256_of, write_json
-from . import aoti, nodes, onnx, openvino, tensorrt
+from ..runtime.wording import either
+from . import aoti, nodes, onnx, openvino, plugins, tensorrt
 from .calibration import record
 from .differences import END_TO_END
 from .gate import REPORT, Gate
 from .graph import Graph
 from .large import digest
-from .parity import ParityReport, Score, Trial
+from .parity import ParityReport, Score, Trial, with_quality
 from .parts import PartsSource
 from .source import Source
 
@@ -46,15 +48,17 @@ class Target:
         precisions: gives what it can be built in on this machine, the default first.
         write: `write(graph, folder, name, precision)` writes one graph; gives what it kept in higher precision, by
             rule, if it has such rules.
+        require: raises `FewstepError` if a library is missing that only writing a precision needs.
     """
 
     precisions: Callable[[], tuple[str, ...]]
     write: Callable[[Graph, Path, str, str], Mapping[str, Any] | None]
+    require: Callable[[str], object] = lambda precision: None
 
 
 TARGETS: dict[str, Target] = {
     "onnx": Target(onnx.precisions, onnx.write),
-    "openvino": Target(openvino.precisions, openvino.write),
+    "openvino": Target(openvino.precisions, openvino.write, openvino.require_library),
     "tensorrt": Target(tensorrt.precisions, tensorrt.write),
     "aoti": Target(aoti.precisions, aoti.write),
 }
@@ -69,11 +73,13 @@ class Request:
         target: a key of `TARGETS`.
         precision: one of the target's.
         library: the engine's library, its version and what it runs on.
+        built: folder of a tensorrt engine that is given other weights, and not built anew.
     """
 
     target: str
     precision: str
     library: str
+    built: Path | None = None
 
 
 class Exportable(Protocol):
@@ -113,6 +119,10 @@ class Exportable(Protocol):
         """Compare it with torch in float32; see `parity.judge`."""
         ...
 
+    def rivals(self, opened: Any) -> tuple[Engines, Engines]:
+        """What draws the same for a score: torch in float32, and what was opened."""
+        ...
+
     def calls(self, opened: Any) -> Mapping[str, Callable[[], object]]:
         """One image to be measured, drawn by the `engine` and by `torch`."""
         ...
@@ -136,9 +146,13 @@ class ExportReport:
         times, report = self.manifest.milliseconds, read_json(self.folder / self.manifest.report)
         worst = report["worst"][END_TO_END]
         state = "is up to date" if self.reused else "is written"
+        score = ""
+        if quality := self.manifest.quality:
+            score = f"; its score is {quality['engine']:.3f} where torch's is {quality['torch']:.3f}"
         return (
             f"{self.folder} {state}: {times['engine']:.1f} ms an image where torch takes {times['torch']:.1f} ms; "
             f"its images are torch's to a PSNR of {worst['psnr']:.1f} dB and an SSIM of {worst['ssim']:.4f} at worst"
+            + score
         )
 
 
@@ -198,8 +212,9 @@ def export_source(source: Exportable, request: Request, score: Score | None = No
     """Export a model as an engine beside it, `DIR/engines/<target>-<precision>-<steps>step-<key>/` or `-parts-<key>/`.
 
     The engine appears whole, after its images agreed with torch's, or not at all. One that is there and still holds is
-    kept as it is. One process at a time builds beside a student; another waits, and takes what it then finds. What has
-    become useless of the same target, precision and steps goes, and the longest unused beyond `engines_bound()`.
+    kept as it is; if it was never scored and now can be, it is, and goes if its score falls. One process at a time
+    builds beside a student; another waits, and takes what it then finds. What has become useless of the same kind goes,
+    and the longest unused beyond `engines_bound()`. With kernels as nodes an engine is of another kind than without.
 
     Args:
         source: the model.
@@ -211,21 +226,31 @@ def export_source(source: Exportable, request: Request, score: Score | None = No
             left its report in `DIR/refused/`, in a folder of the same name without the key.
     """
     source.require_target(request.target)
-    if source.kernels and (request.target, request.precision) != NODES:
-        raise FewstepError(f"only {' in '.join(NODES)} holds kernels as nodes: leave --kernels out")
+    if source.kernels:
+        _require_kernels(request)
     bound = engines_bound()
     found = _find(source, request)
-    if found:
+    if found and not _lacks(found, score):
         return found
     for library in ("onnx", "onnxscript", "torchmetrics"):
         require(library, request.target)
+    TARGETS[request.target].require(request.precision)
     with exclusive(source.directory):
         found = _find(source, request)
         if found:
-            return found
+            return _scored(source, request, found, score) if score and _lacks(found, score) else found
         made = _build(source, request, score)
         _tidy(made, bound)
     return made
+
+
+def _require_kernels(request: Request) -> None:
+    """Refuse what cannot hold our kernels."""
+    if request.target == "tensorrt" and request.precision in plugins.PRECISIONS:
+        plugins.require_plugins()
+    elif (request.target, request.precision) != NODES:
+        others = f"tensorrt in {either(plugins.PRECISIONS)}"
+        raise FewstepError(f"only {' in '.join(NODES)} and {others} hold kernels as nodes: leave --kernels out")
 
 
 def _find(source: Exportable, request: Request) -> ExportReport | None:
@@ -235,10 +260,28 @@ def _find(source: Exportable, request: Request) -> ExportReport | None:
             manifest = read_manifest(folder)
         except FewstepError:
             continue
-        alike = bool(manifest.nodes) == source.kernels
-        if alike and not refusal(folder, manifest, source.key, request.library):
+        if not refusal(folder, manifest, source.key, request.library):
             return ExportReport(folder, manifest, reused=True)
     return None
+
+
+def _lacks(found: ExportReport, score: Score | None) -> bool:
+    """Whether an engine was never scored, and now can be."""
+    return score is not None and not found.manifest.quality
+
+
+def _scored(source: Exportable, request: Request, found: ExportReport, score: Score) -> ExportReport:
+    """An engine that passed the gate without a score, with one in its manifest; what does not pass with it goes."""
+    opened = source.open(found.folder, found.manifest)
+    passed = ParityReport(**read_json(found.folder / found.manifest.report))
+    try:
+        report = _gate(source, request, {}).judge(with_quality(passed, *map(score, source.rivals(opened))))
+    except FewstepError:
+        remove_engine(found.folder)
+        raise
+    manifest = replace(found.manifest, quality=_quality(report))
+    write_manifest(found.folder, manifest)
+    return replace(found, manifest=manifest)
 
 
 def _tidy(made: ExportReport, bound: float) -> None:
@@ -274,7 +317,7 @@ def _build(source: Exportable, request: Request, score: Score | None) -> ExportR
         report=REPORT,
         calibration=record(precision),
     )
-    folder, gate = source.directory / "engines" / draft.folder_name, _gate(source, request)
+    folder, gate = source.directory / "engines" / draft.folder_name, _gate(source, request, source.graphs)
     try:
         with atomic_path(folder) as staging:
             staging.mkdir()
@@ -282,12 +325,14 @@ def _build(source: Exportable, request: Request, score: Score | None) -> ExportR
                 kept = {name: _write(source, request, name, staging) for name in source.graphs}
                 source.furnish(staging)
                 opened = source.open(staging, draft)
-            write_json(staging / REPORT, asdict(gate.judge(*source.compare(opened, precision, score))))
+            report = gate.judge(*source.compare(opened, precision, score))
+            write_json(staging / REPORT, asdict(report))
             manifest = replace(
                 draft,
                 sensitive={name: rules for name, rules in kept.items() if rules},
                 files={name: sha256_of(path) for name, path in files_in(staging).items()},
                 milliseconds=take_turns(source.calls(opened)),
+                quality=_quality(report),
             )
             write_manifest(staging, manifest)
     finally:
@@ -299,10 +344,16 @@ def _build(source: Exportable, request: Request, score: Score | None) -> ExportR
 def _write(source: Exportable, request: Request, name: str, folder: Path) -> Mapping[str, Any] | None:
     place, file = source.place(folder, name, request.target)
     place.mkdir(exist_ok=True)
+    if request.built:
+        return tensorrt.refit(request.built, source.graphs[name], place, file, request.precision)
     return TARGETS[request.target].write(source.graphs[name], place, file, request.precision)
 
 
-def _gate(source: Exportable, request: Request) -> Gate:
+def _quality(report: ParityReport) -> dict[str, float]:
+    return asdict(report.quality) if report.quality else {}
+
+
+def _gate(source: Exportable, request: Request, graphs: Mapping[str, Graph]) -> Gate:
     def build(graph: Graph, folder: Path) -> Engine:
         TARGETS[request.target].write(graph, folder, "probe", request.precision)
         return engine_module(request.target).load(folder, "probe", request.precision)
@@ -310,14 +361,14 @@ def _gate(source: Exportable, request: Request) -> Gate:
     return Gate(
         target=request.target,
         precision=request.precision,
-        graphs=source.graphs,
+        graphs=graphs,
         build=build,
         refused=source.directory / "refused" / _kind(source, request),
     )
 
 
 def _kind(source: Exportable, request: Request) -> str:
-    return kind_of(request.target, request.precision, source.steps)
+    return kind_of(request.target, f"{request.precision}{KERNELS if source.kernels else ''}", source.steps)
 
 
 def _shapes(graph: Graph) -> dict[str, list[int | str]]:

@@ -60,19 +60,19 @@ class Gate:
             failure = Failure("build", reason, place=next(filter(None, places), ""))
             self._refuse(ParityReport(self.target, self.precision, 0, {}, TOLERANCES[self.precision], failure=failure))
 
-    def judge(self, report: ParityReport, trial: Trial) -> ParityReport:
+    def judge(self, report: ParityReport, trial: Trial | None = None) -> ParityReport:
         """Let an engine pass, or find where what differs from torch begins to.
 
         Args:
             report: of the comparison.
-            trial: the batch that shows the failure, if there is one.
+            trial: the batch that shows the failure, if a single one does.
 
         Raises:
             FewstepError: a part differs by more than the precision allows, or the score falls.
         """
         failure = report.failure
         if failure:
-            place = self._place(failure.part, _tensors(trial.inputs.get(failure.part, {})))
+            place = self._place(failure.part, _tensors(trial.inputs.get(failure.part, {}))) if trial else ""
             self._refuse(replace(report, failure=replace(failure, place=place)), trial)
         shutil.rmtree(self.refused, ignore_errors=True)
         with suppress(OSError):  # others may have been refused

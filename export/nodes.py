@@ -23,6 +23,10 @@ from ..kernels.dispatch import fused_everywhere
 from ..runtime.errors import FewstepError
 
 DOMAIN = "fewstep"
+ROWS = {"adaptive_norm", "gated_residual", "gated_residual_norm"}
+"""Operators on rows of tokens."""
+VECTORS = {"gate", "scale", "shift"}
+"""What all rows of a sample share, and all samples may."""
 Export = Callable[[nn.Module, Mapping[str, Tensor], Sequence[str], Any], Any]
 """`export(module, example, outputs, dynamic_shapes)` gives the `onnx.ModelProto` of a module, simplified."""
 
@@ -103,6 +107,16 @@ def calls(model: Any) -> dict[str, int]:
     return dict(sorted(Counter(names).items()))
 
 
+def spreading(model: Any) -> set[tuple[str, int]]:
+    """Which inputs of our kernels' nodes may be given once for a whole batch: name of the node's type, and place."""
+    return {
+        (function.name, place)
+        for function in model.functions
+        for place, parameter in enumerate(function.input)
+        if function.name.rpartition("_")[0] in ROWS and parameter in VECTORS
+    }
+
+
 def inlined(model: Any) -> Any:
     """The same `onnx.ModelProto` without functions, for who does not know them."""
     from onnx import inliner
@@ -177,7 +191,7 @@ class _Operation(nn.Module):
 
 def _function(variant: Variant, name: str, example: Mapping[str, Tensor], export: Export) -> Any:
     """The `onnx.FunctionProto` of a variant."""
-    from onnx import helper
+    from onnx import TensorProto, helper
 
     returns = getattr(torch.ops.fewstep, variant.operator).default._schema.returns
     outputs = [f"y_{place}" for place in range(len(returns))]
@@ -189,4 +203,6 @@ def _function(variant: Variant, name: str, example: Mapping[str, Tensor], export
     nodes = [*constants, *body.graph.node]
     opset = [entry for entry in body.opset_import if not entry.domain]
     attributes = [parameter for parameter, _ in variant.constants]
-    return helper.make_function(DOMAIN, name, list(example), outputs, nodes, opset, attributes)
+    # ONNX gives functions no sizes of their inputs; who takes a node whole wants them.
+    known = [helper.make_tensor_value_info(each, TensorProto.FLOAT, sizes) for each, sizes in variant.given]
+    return helper.make_function(DOMAIN, name, list(example), outputs, nodes, opset, attributes, value_info=known)

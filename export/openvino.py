@@ -9,12 +9,18 @@ from ..runtime.engines.openvino import SUFFIX, has_bf16
 from ..runtime.errors import require
 from .graph import Graph
 from .large import readable
-from .weight_only import BITS, compressed
+from .weight_only import BITS, compressed, silent_nncf
 
 
 def precisions() -> tuple[str, ...]:
     """What this target is built in on this CPU, the default first."""
     return tuple(each for each in PRECISIONS["openvino"] if each != "bf16" or has_bf16())
+
+
+def require_library(precision: str) -> None:
+    """Raise `FewstepError` if NNCF is missing, and the precision needs it."""
+    if precision in BITS:
+        silent_nncf()
 
 
 def write(graph: Graph, folder: Path, name: str, precision: str) -> Mapping[str, int] | None:

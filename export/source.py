@@ -98,6 +98,10 @@ class Source:
         """See `check_parity`."""
         return check_parity(self.reference, opened, self.encoder.tokenize, precision, score)
 
+    def rivals(self, opened: Engines) -> tuple[Engines, Engines]:
+        """What draws the same for a score: torch in float32, and what was opened."""
+        return self.reference, opened
+
     def calls(self, opened: Engines) -> dict[str, Callable[[], object]]:
         """Drawing one image, to be measured: with the engine, and with torch where it would run."""
         one_image = make_inputs(self.encoder.tokenize, self.reference, PROMPTS[:1], [0])

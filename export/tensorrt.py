@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..runtime.files import atomic_path
 from ..runtime.pipeline import MAX_BATCH
 from .fp8 import quantise
 from .graph import Graph
+from .plugins import with_plugins
 from .precision import to_half
 
 USUAL_BATCH = 1
@@ -43,9 +45,8 @@ def write(graph: Graph, folder: Path, name: str, precision: str) -> dict[str, in
         FewstepError: TensorRT is missing, or cannot build this graph for this GPU.
     """
     require_gpu()
-    model, kept = convert(graph, precision)
-    major, minor = torch.cuda.get_device_capability()
-    engine = build(model, 10 * major + minor, refittable=True, timings=cache_file("timings"))
+    model, kept = convert(_taken(graph), precision)
+    engine = build(model, _capability(), refittable=True, timings=cache_file("timings"))
     (folder / f"{name}{SUFFIX}").write_bytes(engine)
     return kept
 
@@ -70,13 +71,23 @@ def refit(built: Path, graph: Graph, folder: Path, name: str, precision: str) ->
     path = built / f"{name}{SUFFIX}"
     engine = read_engine(path, logger, errors)
     refitter = library.Refitter(engine, logger)
-    model, kept = convert(graph, precision)
+    model, kept = convert(_taken(graph), precision)
     taken = library.OnnxParserRefitter(refitter, logger).refit_from_bytes(model.SerializeToString())
     if not (taken and refitter.refit_cuda_engine()):
         raise FewstepError(f"the weights do not fit the engine {path} ({reason(errors)}): export it again")
     with atomic_path(folder / f"{name}{SUFFIX}") as temporary:
         temporary.write_bytes(engine.serialize())
     return kept
+
+
+def _capability() -> int:
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def _taken(graph: Graph) -> Graph:
+    """The graph with plugins for those of its nodes that are our kernels."""
+    return replace(graph, model=with_plugins(graph.model, _capability())) if graph.model.functions else graph
 
 
 def convert(graph: Graph, precision: str) -> tuple[Any, dict[str, int]]:

@@ -14,6 +14,8 @@ from .int8 import kept_products, with_names, without_advice
 
 BITS = {"w8": 8, "w4": 4}
 """Bits of a weight, by precision."""
+GEMM = "/WithoutBiases"
+"""What OpenVINO puts behind the name of a Gemm for its product; the name itself goes to the addition of the bias."""
 BLOCK = 32
 """Weights that share a scale in four bits; with more of them, the largest costs the others their digits."""
 
@@ -47,7 +49,8 @@ def compressed(model: Any, precision: str) -> tuple[Any, dict[str, int]]:
 
     Args:
         model: an `onnx.ModelProto` without functions or subgraphs.
-        precision: a key of `BITS`; in eight bits, each output channel has a scale.
+        precision: a key of `BITS`; in eight bits, each output channel has a scale; in four, what does not divide into
+            blocks stays as it is.
 
     Returns:
         The `openvino.Model`, and how many products each rule keeps.
@@ -55,23 +58,30 @@ def compressed(model: Any, precision: str) -> tuple[Any, dict[str, int]]:
     Raises:
         FewstepError: OpenVINO or NNCF is missing.
     """
-    openvino, nncf = require("openvino", "openvino"), _silent_nncf()
+    openvino, nncf = require("openvino", "openvino"), silent_nncf()
     copy = with_names(model)
     kept = kept_products(copy.graph)
     read = openvino.Core().read_model(copy.SerializeToString())
     settings: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
     if BITS[precision] == 4:
         settings = {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": BLOCK, "ratio": 1.0, "all_layers": True}
-    others = [node for node in read.get_ops() if node.get_type_name() in ("Convolution", "Gather")]
-    excluded = {*set().union(*kept.values()), *(node.get_friendly_name() for node in others)}
-    excluded &= {node.get_friendly_name() for node in read.get_ops()}
+        settings["advanced_parameters"] = nncf.AdvancedCompressionParameters(
+            group_size_fallback_mode=nncf.GroupSizeFallbackMode.IGNORE
+        )
+    names = set().union(*kept.values())
+    others = ("Convolution", "Gather")
+    excluded = {
+        node.get_friendly_name()
+        for node in read.get_ops()
+        if node.get_type_name() in others or node.get_friendly_name().removesuffix(GEMM) in names
+    }
     with without_advice(), redirect_stdout(StringIO()):  # where NNCF draws its progress
         scope = nncf.IgnoredScope(names=sorted(excluded))
         result = nncf.compress_weights(read, ignored_scope=scope, **settings)
     return result, {rule: len(names) for rule, names in kept.items()}
 
 
-def _silent_nncf() -> Any:
+def silent_nncf() -> Any:
     """NNCF, which would report its use to Google if this variable were not set before it is first imported."""
     os.environ["NNCF_CI"] = "1"
     return require("nncf", "quantise")

@@ -105,18 +105,17 @@ def forward_kernel(  # type: ignore[no-untyped-def]
         tl.store(stream_pointer + offset, stream, mask=inside)
         x = stream.to(tl.float32)
     if normed_pointer is not None:
-        statistics_pointer += 2 * position
         if WHOLE:
             mean = tl.zeros([ROWS], tl.float32)
             if KIND == "layer":
                 mean = tl.sum(x, axis=1) / COLUMNS
             centred = tl.where(inside, x - mean[:, None], 0.0)
             inverse = tl.rsqrt(tl.sum(centred * centred, axis=1) / COLUMNS + epsilon)
-            tl.store(statistics_pointer, mean, mask=row < rows)
-            tl.store(statistics_pointer + 1, inverse, mask=row < rows)
+            _store(statistics_pointer, 2 * position, mean, row < rows)
+            _store(statistics_pointer, 2 * position + 1, inverse, row < rows)
         else:
-            mean = _load(statistics_pointer, 0, row < rows)
-            inverse = _load(statistics_pointer, 1, row < rows)
+            mean = _load(statistics_pointer, 2 * position, row < rows)
+            inverse = _load(statistics_pointer, 2 * position + 1, row < rows)
         scale = _vector(scale_pointer, batch, scale_batch_stride, row, scale_row_stride, column, inside, within, BY_ROW)
         shift = _vector(shift_pointer, batch, shift_batch_stride, row, shift_row_stride, column, inside, within, BY_ROW)
         inner = (x - mean[:, None]) * inverse[:, None] * _load(weight_pointer, column, within, 1.0) + _load(

@@ -136,7 +136,7 @@ def held(layout: Layout, limit: int) -> dict[str, int] | None:
     return tile | {"CHANNELS_LAST": layout.channels_last, "GROUP_CHANNELS": layout.group_channels}
 
 
-def _warps(constants: dict[str, int]) -> int:
+def warps_of(constants: dict[str, int]) -> int:
     """Of 512 numbers each, and 4 at least: a thread of 32 warps has 64 registers, which hold 32 numbers of a group."""
     return min(32, max(4, constants["POSITIONS"] * constants["GROUPS"] * constants["CHANNELS"] // 512))
 
@@ -144,7 +144,7 @@ def _warps(constants: dict[str, int]) -> int:
 def _run(kernel: Any, arguments: tuple[Any, ...], layout: Layout, activation: bool, constants: dict[str, int]) -> None:
     programs = layout.samples * triton.cdiv(layout.groups, constants["GROUPS"])
     sizes = (layout.groups, layout.positions)
-    kernel[(programs,)](*arguments, *sizes, ACTIVATION=activation, **constants, num_warps=_warps(constants))
+    kernel[(programs,)](*arguments, *sizes, ACTIVATION=activation, **constants, num_warps=warps_of(constants))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -262,7 +262,7 @@ def configurations(dtype: str) -> list[Configuration]:
             for name, layout in (("", usual), ("odd", odd)):
                 constants = held(layout, limit)
                 assert constants
-                warps = _warps(constants)
+                warps = warps_of(constants)
                 # A constant stands for what a launch sees: that 16 divides the number.
                 known = {"positions": layout.positions} if layout.positions % 16 == 0 else {}
                 found.append(configuration(kernel, dtype, constants | known | {"ACTIVATION": True}, warps, name))

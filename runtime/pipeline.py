@@ -16,10 +16,9 @@ from PIL import Image
 
 from .artefact import Card, read_card
 from .edit import DEFAULT_STRENGTH, stack
-from .engines import ENGINES, PIXELS, Arrays, Engines, Found, Preview, open_export, open_fitting
+from .engines import COMPILED, ENGINES, PIXELS, TORCH, Arrays, Engines, Found, Preview, open_export, open_fitting
 from .engines.auto import open_fastest
 from .engines.parts import open_parts
-from .engines.torch import COMPILED, TORCH
 from .errors import FewstepError
 from .families import Model, load_model
 from .files import atomic_path

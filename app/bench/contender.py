@@ -9,6 +9,7 @@ from typing import Any
 
 from ...export.export import TARGETS, check_request
 from ...runtime.engines.device import computes_bf16
+from ...runtime.engines.manifest import PARTS
 from ...runtime.errors import FewstepError
 from .engine_table import available
 from .environments import REQUIRED, python_of
@@ -60,7 +61,7 @@ def our_contenders(model: Path, folder: Path, bare: bool) -> list[Contender]:
         folder: for notes of what was exported.
         bare: whether the loop takes part.
     """
-    ready, listed = set(available(model)), []
+    ready, listed = {name.removesuffix(PARTS) for name in available(model)}, []
     for name in _our_names():
         exported = None if name.startswith("torch") else folder / f"{slug(name)}.exported.json"
         if exported and name not in ready:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def engine_table(student: Path, rounds: int, report: Callable[[int, int], None])
 
 
 def available(student: Path) -> Iterator[str]:
-    """Torch, in bf16 too where the processor computes it, and every export that fits, such as `onnx-fp32`.
+    """Torch, in bf16 too where the processor computes it, and every export that fits, by `Manifest.name`.
 
     Raises:
         FewstepError: the directory is not a student.
@@ -61,10 +62,9 @@ def available(student: Path) -> Iterator[str]:
     yield "torch"
     if computes_bf16():
         yield HALF
-    steps = card.steps[0]
-    for target in ENGINES:
+    for target, steps in product(ENGINES, (card.steps[0], None)):
         for _, manifest in find_exports(student, target, steps, card.engine_key(steps))[0]:
-            yield f"{target}-{manifest.precision}"
+            yield manifest.name
 
 
 def open_engine(student: Path, name: str) -> Worker:

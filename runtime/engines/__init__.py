@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..errors import FewstepError
 from ..wording import in_steps
-from .manifest import Manifest, State, damage, kind_of, mismatch, read_manifest, touch
+from .manifest import KERNELS, PARTS, Manifest, State, damage, kind_of, mismatch, read_manifest, touch
 
 T = TypeVar("T")
 Arrays = dict[str, npt.NDArray[Any]]
@@ -25,7 +25,9 @@ PRECISIONS: Mapping[str, tuple[str, ...]] = {
 }
 """What each can be exported in where the machine allows all of it; the first that it allows is the default."""
 ENGINES = tuple(PRECISIONS)
-"""Engines that need an export; torch runs a model directory as it is."""
+"""Engines that need an export."""
+TORCH, COMPILED = "torch", "torch-compiled"
+"""Engines that run a model directory as it is; the second compiles it for each batch size, which takes a minute."""
 
 TRAJECTORY, TEXT_ENCODER = "trajectory", "text_encoder"
 """Names of an export's two graphs, without the suffix."""
@@ -107,7 +109,7 @@ def open_fitting(directory: Path, wanted: str, keys: Mapping[int | None, str], o
 
     Args:
         directory: the model's.
-        wanted: one of `ENGINES`, or with a precision, such as `onnx-int8`.
+        wanted: one of `ENGINES`, or more of a `Manifest.name`, such as `onnx-int8`, `onnx-fp32-kernels`, `onnx-parts`.
         keys: `Card.engine_key(steps)`, of what the export must have been built from, by the steps of its trajectory,
             None standing for exports in parts; the first are preferred.
         open_found: opens one, or raises `FewstepError`.
@@ -116,8 +118,9 @@ def open_fitting(directory: Path, wanted: str, keys: Mapping[int | None, str], o
         FewstepError: the engine's library is missing, it was not exported for these steps, this key and this machine,
             or its files changed.
     """
-    target, _, precision = wanted.partition("-")
+    target, variant, in_parts = _read_name(wanted)
     engine_module(target).library()
+    keys = {steps: key for steps, key in keys.items() if steps is None or not in_parts}
     refusals: list[str] = []
     for steps, key in keys.items():
         usable, reasons = find_exports(directory, wanted, steps, key)
@@ -130,7 +133,8 @@ def open_fitting(directory: Path, wanted: str, keys: Mapping[int | None, str], o
     steps = next(iter(keys))
     command = f"fewstep export {directory} --to {target} "
     command += "--shape parts" if steps is None else f"--steps {steps}"
-    command += f" --precision {precision}" if precision else ""
+    command += f" --precision {variant.removesuffix(KERNELS)}" if variant else ""
+    command += " --kernels" if variant.endswith(KERNELS) else ""
     nothing = f"{directory} has no {wanted} engine" + (f" for {in_steps(steps)}" if steps else "")
     raise FewstepError(f"{next(iter(refusals), nothing)}: run `{command}`")
 
@@ -140,13 +144,15 @@ def find_exports(directory: Path, wanted: str, steps: int | None, key: str) -> t
 
     Args:
         directory: the model's.
-        wanted: as for `open_engines`.
+        wanted: as for `open_fitting`.
         steps: of the trajectory; None for exports in parts.
         key: `Card.engine_key(steps)`.
     """
     usable, refusals = [], []
-    target, _, precision = wanted.partition("-")
-    for folder in sorted((directory / "engines").glob(f"{kind_of(target, precision or '*', steps)}-*")):
+    target, variant, in_parts = _read_name(wanted)
+    if in_parts and steps is not None:
+        return [], []
+    for folder in sorted((directory / "engines").glob(f"{kind_of(target, variant or '*', steps)}-*")):
         try:
             manifest = read_manifest(folder)
             state, reason = mismatch(folder, manifest, key, engine_module(target).library())
@@ -189,6 +195,12 @@ def engine_module(name: str) -> EngineModule:
     module: Any = importlib.import_module(f".{name}", __name__)
     engine: EngineModule = module
     return engine
+
+
+def _read_name(wanted: str) -> tuple[str, str, bool]:
+    """Target, variant, which is empty for any, and whether only parts are meant, of what somebody asks for."""
+    target, _, variant = wanted.removesuffix(PARTS).partition("-")
+    return target, variant, wanted.endswith(PARTS)
 
 
 def _relative_time(found: Found) -> float:

@@ -1,7 +1,7 @@
-"""`auto`: whichever engine is the fastest here, measured once and remembered beside the engines."""
+"""`auto`: whichever engine is the fastest here, and with how many threads, measured once and remembered."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
@@ -13,8 +13,9 @@ import torch
 
 from ..errors import FewstepError
 from ..files import read_json, write_json
-from . import ENGINES, Engines, Found, engine_module, find_exports
+from . import ENGINES, TORCH, Engines, Found, engine_module, find_exports
 from .device import this_device
+from .threads import thread_counts, try_threads
 
 MEMORY = "auto.json"
 KEPT = 32
@@ -28,60 +29,68 @@ class Choice:
     """What `auto` takes.
 
     Args:
-        chosen: `torch`, or the name of an export's folder.
+        chosen: an engine in torch, or the name of an export's folder.
+        threads: how many of the CPU it is given.
         milliseconds: median of one image from noise and text states to pixels, of every candidate.
+        by_threads: the same of the chosen one by its number of threads; empty where that was not to be chosen.
         passed_over: why others were no candidates, by name.
     """
 
     chosen: str
+    threads: int
     milliseconds: Mapping[str, float]
+    by_threads: Mapping[str, float]
     passed_over: Mapping[str, str]
 
     def __str__(self) -> str:
         ranked = sorted(self.milliseconds.items(), key=lambda item: item[1])
         listed = ", ".join(f"{name} {time:.1f} ms" for name, time in ranked)
+        tried = ", ".join(f"{_threads(count)} {time:.1f} ms" for count, time in self.by_threads.items())
         refused = "".join(f"; passed over: {reason}" for reason in self.passed_over.values())
-        return f"the fastest of those measured here, an image each in turns: {listed}{refused}"
+        found = f"the fastest of those measured here, an image each in turns: {listed}"
+        return f"{found}{f'; then with {tried}' if tried else ''}{refused}"
 
 
 def open_fastest(
     directory: Path,
     keys: Mapping[int | None, str],
     device: torch.device,
-    open_torch: Callable[[], Engines],
+    in_torch: Mapping[str, Callable[[], Engines]],
     open_found: Callable[[Found], Engines],
     call: Callable[[Engines], Callable[[], object]],
 ) -> Engines:
-    """Open the fastest of torch and all exports of a student that fit.
+    """Open the fastest of torch and all exports of a student that fit; on a CPU, with the fastest number of threads.
 
-    The first time on a machine, all are opened and take turns; the outcome is kept in `DIR/engines/auto.json` and holds
-    for this device, these libraries, thread count, weights and exports. Where that folder is read-only, every start
-    measures.
+    The first time on a machine, all are opened with as many threads as there are processors and take turns; then the
+    fastest does so with fewer (see `threads.thread_counts`), which the process is left with. The outcome is kept in
+    `DIR/engines/auto.json` and holds for this device, these libraries, thread counts, weights and exports. Where that
+    folder is read-only, every start measures.
 
     Args:
         directory: the student's.
         keys: as for `open_fitting`.
         device: where torch would run.
-        open_torch: opens the model directory in torch.
+        in_torch: open the model directory in torch, by name.
         open_found: opens an export.
         call: makes of engines a call that draws one image.
     """
     exports = _exports(directory, keys)
-    if not exports:
-        return replace(open_torch(), reason="nothing that was exported fits here")
-    openers = {"torch": open_torch} | {name: partial(open_found, found) for name, found in exports.items()}
-    circumstances = _circumstances(keys, device, exports)
+    opening = {name: partial(open_found, found) for name, found in exports.items()}
+    openers: dict[str, Callable[[], Engines]] = {**in_torch, **opening}
+    counts = (torch.get_num_threads(),) if device.type == "cuda" else thread_counts()
+    if len(openers) == len(counts) == 1:
+        return replace(in_torch[TORCH](), reason="nothing that was exported fits here")
+    circumstances = _circumstances(keys, device, sorted(openers), exports, counts)
     choice = _recall(directory, circumstances)
-    if choice and choice.chosen in openers:
+    if choice and choice.chosen in openers and choice.threads in counts:
+        try_threads(choice.threads)
         try:
             return replace(openers[choice.chosen](), reason=str(choice))
         except FewstepError:  # damaged since: to be measured without it
             pass
-    opened, passed_over = _open_all(openers)
-    times = take_turns({name: call(engines) for name, engines in opened.items()})
-    choice = Choice(min(times, key=times.__getitem__), times, passed_over)
+    choice, engines = _measure(openers, counts, call)
     _remember(directory, circumstances, choice)
-    return replace(opened[choice.chosen], reason=str(choice))
+    return replace(engines, reason=str(choice))
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
@@ -100,6 +109,41 @@ def take_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     return {name: round(1000 * median(values), 3) for name, values in seconds.items()}
 
 
+def _measure(
+    openers: Mapping[str, Callable[[], Engines]],
+    counts: Sequence[int],
+    call: Callable[[Engines], Callable[[], object]],
+) -> tuple[Choice, Engines]:
+    """All engines with the first number of threads, then the fastest of them with every number."""
+    try_threads(counts[0])
+    opened, passed_over = _open_all(openers, call)
+    times = take_turns({name: call(engines) for name, engines in opened.items()})
+    chosen = min(times, key=times.__getitem__)
+    by_count = {counts[0]: opened[chosen]}
+    del opened  # the others' memory
+    if len(counts) == 1:
+        return Choice(chosen, counts[0], times, {}, passed_over), by_count[counts[0]]
+    for count in counts[1:]:
+        try_threads(count)
+        by_count[count] = openers[chosen]()
+    by_threads = take_turns({str(count): _with(count, call(engines)) for count, engines in by_count.items()})
+    threads = min(by_count, key=lambda count: by_threads[str(count)])
+    try_threads(threads)
+    return Choice(chosen, threads, times, by_threads, passed_over), by_count[threads]
+
+
+def _with(count: int, call: Callable[[], object]) -> Callable[[], object]:
+    def call_with_threads() -> None:
+        try_threads(count)
+        call()
+
+    return call_with_threads
+
+
+def _threads(count: str) -> str:
+    return f"{count} {'thread' if count == '1' else 'threads'}"
+
+
 def _exports(directory: Path, keys: Mapping[int | None, str]) -> dict[str, Found]:
     """Those that fit, by the names of their folders."""
     found = [find_exports(directory, target, *key)[0] for target in ENGINES for key in keys.items()]
@@ -107,18 +151,27 @@ def _exports(directory: Path, keys: Mapping[int | None, str]) -> dict[str, Found
     return {folder.name: (folder, manifest) for folder, manifest in usable}
 
 
-def _open_all(openers: Mapping[str, Callable[[], Engines]]) -> tuple[dict[str, Engines], dict[str, str]]:
+def _open_all(
+    openers: Mapping[str, Callable[[], Engines]], call: Callable[[Engines], Callable[[], object]]
+) -> tuple[dict[str, Engines], dict[str, str]]:
+    """Those that open and draw: what is compiled fails only then."""
     opened, passed_over = {}, {}
     for name, open_one in openers.items():
         try:
-            opened[name] = open_one()
+            engines = open_one()
+            call(engines)()
+            opened[name] = engines
         except FewstepError as error:
             passed_over[name] = str(error)
     return opened, passed_over
 
 
 def _circumstances(
-    keys: Mapping[int | None, str], device: torch.device, exports: Mapping[str, Found]
+    keys: Mapping[int | None, str],
+    device: torch.device,
+    candidates: Sequence[str],
+    exports: Mapping[str, Found],
+    counts: Sequence[int],
 ) -> dict[str, Any]:
     """What a measurement holds for."""
     targets = sorted({manifest.target for _, manifest in exports.values()})
@@ -126,8 +179,8 @@ def _circumstances(
         "weights": list(keys.values()),
         "device": {**asdict(this_device()), "torch": str(device)},
         "libraries": [f"torch {torch.__version__}", *(engine_module(target).library() for target in targets)],
-        "threads": torch.get_num_threads(),
-        "exports": sorted(exports),
+        "threads": list(counts),
+        "candidates": list(candidates),
     }
 
 

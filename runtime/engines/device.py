@@ -1,5 +1,6 @@
 """The machine that an engine, and the times measured with it, hold for."""
 
+import os
 import platform
 import re
 from dataclasses import dataclass
@@ -60,6 +61,33 @@ def instructions() -> tuple[str, ...]:
 def computes_bf16() -> bool:
     """Whether the CPU has instructions for bfloat16."""
     return bool({"avx512_bf16", "amx_bf16", "bf16"}.intersection(instructions()))
+
+
+def usable_processors(groups: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+    """How many processors this process may run on, and how many its container grants time for, rounded up.
+
+    Args:
+        groups: where the kernel mounts control groups, version 2.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    file = groups / "cpu.max"
+    quota, _, period = file.read_text(encoding="utf-8").partition(" ") if file.is_file() else ("max", "", "")
+    return processors, processors if quota == "max" else min(processors, -(-int(quota) // int(period)))
+
+
+def physical_cores(information: str | None = None) -> int:
+    """How many cores the processors belong to that this process may run on; Linux alone says it.
+
+    Args:
+        information: what `/proc/cpuinfo` holds, if not this machine's.
+    """
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for entry in (_cpu_information() if information is None else information).split("\n\n"):
+        found = dict(re.findall(r"^(processor|physical id|core id)\s*:\s*(\d+)$", entry, re.MULTILINE))
+        if "core id" in found and int(found["processor"]) in usable:
+            cores.add((found.get("physical id"), found["core id"]))
+    return len(cores) or len(usable)
 
 
 def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str:

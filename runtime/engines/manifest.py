@@ -21,7 +21,9 @@ FORMAT = 3
 
 QUANTISED = ("int8", "int8static", "fp8", "w8", "w4")
 """Precisions of few bits: what they draw differs visibly, and should be scored."""
-_NOT_KEYED = ("sensitive", "nodes", "calibration", "files", "milliseconds", "report")
+_NOT_KEYED = ("sensitive", "nodes", "calibration", "files", "milliseconds", "report", "quality")
+KERNELS, PARTS = "-kernels", "-parts"
+"""Behind a precision: our kernels are nodes of the graphs; behind that: each network is a graph of its own."""
 """What comes out of a build; all else goes into it, and into the key."""
 
 
@@ -60,6 +62,7 @@ class Manifest:
         report: name of the file that says how its results differ from torch's.
         calibration: what samples its activations were scaled by, if they were beforehand.
         nodes: how many nodes our kernels have, by graph and operator.
+        quality: scores of `torch` and of this `engine`, and the `largest_drop`; empty if they were never compared.
     """
 
     format: int
@@ -78,6 +81,7 @@ class Manifest:
     report: str
     calibration: Mapping[str, Any] = field(default_factory=dict)
     nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def shape(self) -> str:
@@ -88,6 +92,16 @@ class Manifest:
     def engine(self) -> str:
         """What its engines are called: those of few bits draw other pictures than full precision."""
         return f"{self.target}-{self.precision}" if self.precision in QUANTISED else self.target
+
+    @property
+    def variant(self) -> str:
+        """The precision, with `KERNELS` behind it where they are nodes."""
+        return f"{self.precision}{KERNELS if self.nodes else ''}"
+
+    @property
+    def name(self) -> str:
+        """What opens it and nothing else on this machine, such as `onnx-fp32` or `onnx-fp32-kernels-parts`."""
+        return f"{self.target}-{self.variant}{PARTS if self.steps is None else ''}"
 
     @property
     def draws(self) -> int:
@@ -105,12 +119,12 @@ class Manifest:
         """What its folder is called; the last eight digits differ with all that the engine is built from and for."""
         keyed = {name: value for name, value in asdict(self).items() if name not in _NOT_KEYED}
         key = hashlib.sha256(json.dumps(keyed, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{kind_of(self.target, self.precision, self.steps)}-{key}"
+        return f"{kind_of(self.target, self.variant, self.steps)}-{key}"
 
 
-def kind_of(target: str, precision: str, steps: int | None) -> str:
+def kind_of(target: str, variant: str, steps: int | None) -> str:
     """What a machine keeps one engine of: the beginning of a folder's name. Without steps it is an export in parts."""
-    return f"{target}-{precision}-{'parts' if steps is None else f'{steps}step'}"
+    return f"{target}-{variant}{PARTS if steps is None else f'-{steps}step'}"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -25,7 +25,7 @@ class OnnxEngine:
     def __init__(self, path: Path) -> None:
         runtime: Any = require("onnxruntime", "onnx")
         options = runtime.SessionOptions()
-        # As many as torch would take, so that one setting (OMP_NUM_THREADS, an affinity mask) holds for every engine.
+        # As many as torch takes, so that one setting holds for every engine.
         options.intra_op_num_threads = torch.get_num_threads()
         # Idle threads would otherwise spin for the next call, and take the cores from whoever else serves.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -38,7 +38,7 @@ class OpenVinoEngine:
         self._model, self._precision = self._core.read_model(path), precision
         self._small = path.with_suffix(".bin").stat().st_size <= SMALL
         self._compiled: OrderedDict[Shapes, Any] = OrderedDict()
-        self._lock = Lock()
+        self._threads, self._lock = torch.get_num_threads(), Lock()
         shapes = tuple((value.any_name, _with_batch(value.partial_shape, 1)) for value in self._model.inputs)
         if -1 not in chain(*(shape for _, shape in shapes)):
             self._for_shapes(shapes)
@@ -74,8 +74,8 @@ class OpenVinoEngine:
         properties = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32" if self._precision == "fp32" or not has_bf16() else "bf16",
-            # As many as torch takes, so that one setting (OMP_NUM_THREADS, an affinity mask) holds for every engine.
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            # As many as torch took, so that one setting holds for every engine.
+            "INFERENCE_NUM_THREADS": self._threads,
         }
         return self._core.compile_model(model, "CPU", properties).create_infer_request()
 

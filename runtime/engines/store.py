@@ -20,7 +20,9 @@ LOCK = ".engines.lock"
 BOUND, DEFAULT_BOUND = "FEWSTEP_ENGINES_GIB", 16.0
 """The variable that bounds the size of a student's engines, and what holds without it."""
 GIB = 1024**3
-_FOLDER = re.compile(r"(?P<target>[a-z]+)-(?P<precision>[a-z0-9]+)-(?:(?P<steps>[0-9]+)step|parts)-[0-9a-f]{8}")
+_FOLDER = re.compile(
+    r"(?P<target>[a-z]+)-(?P<precision>[a-z0-9]+(?:-kernels)?)-(?:(?P<steps>[0-9]+)step|parts)-[0-9a-f]{8}"
+)
 _LEFTOVER = re.compile(rf"\.{_FOLDER.pattern}\.[0-9]+\.part")
 
 
@@ -31,7 +33,7 @@ class StoredEngine:
     Args:
         folder: where it lies.
         target: one of `engines.ENGINES`.
-        precision: of the arithmetic.
+        precision: of the arithmetic, with `-kernels` behind it where they are nodes, as in `Manifest.variant`.
         steps: network evaluations in the graph; None for an export in parts.
         size: bytes.
         last_used: seconds since 1970.

@@ -1,5 +1,8 @@
-"""The torch engine: any module of tensors, in float32; on a GPU with fused operations, compiled if wanted."""
+"""The torch engine: any module of tensors, in float32; on a GPU with fused operations; compiled if wanted."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy.typing as npt
@@ -7,8 +10,9 @@ import torch
 from torch import nn
 
 from ...kernels.patch import apply
+from ..errors import FewstepError
 from ..trajectory import Pixels, Trajectory
-from . import PIXELS, Arrays, Engine, Engines
+from . import COMPILED, PIXELS, TORCH, Arrays, Engine, Engines
 from .cuda import CudaCalls
 
 
@@ -20,7 +24,10 @@ class TorchEngine:
         device: where it runs.
         output: name of the result.
         cuda_graphs: on a GPU, capture the module once for each batch size, and replay it as one launch.
-        compiled: on a GPU, through `torch.compile`, once for each batch size.
+        compiled: through `torch.compile`, once for each batch size.
+
+    Raises:
+        FewstepError: it is to be compiled, and there is no C++ compiler.
     """
 
     def __init__(
@@ -32,19 +39,54 @@ class TorchEngine:
         compiled: bool = False,
     ) -> None:
         self.module, self.device, self.output = module.to(device).eval(), device, output
+        self._compiled = compiled
         if device.type == "cuda":
             apply(self.module)
-            if compiled:
-                self.module.compile(dynamic=False)
             self._on_cuda = CudaCalls(self.module, device, cuda_graphs)
+        if compiled:
+            require_compiler(f"the engine {COMPILED}")
+            with warnings.catch_warnings():  # what torch imports for it warns of torch's own deprecations
+                warnings.simplefilter("ignore")
+                self.module.compile(dynamic=False)
+
+    def __call__(self, **arrays: npt.NDArray[Any]) -> Arrays:
+        """Run the module; `FewstepError` if it cannot be compiled."""
+        if not self._compiled:
+            return self._run(arrays)
+        with _explained():
+            return self._run(arrays)
 
     @torch.inference_mode()
-    def __call__(self, **arrays: npt.NDArray[Any]) -> Arrays:
-        """Run the module."""
+    def _run(self, arrays: Arrays) -> Arrays:
         if self.device.type == "cuda":
             return {self.output: self._on_cuda(arrays)}
         tensors = {name: torch.tensor(array, device=self.device) for name, array in arrays.items()}
         return {self.output: self.module(**tensors).cpu().numpy()}
+
+
+def require_compiler(user: str) -> None:
+    """Raise `FewstepError` if torch finds no C++ compiler for `user`, the subject of the sentence."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise FewstepError(
+            f"{user} compiles C++, and there is no compiler here: install g++ (on Debian, `apt-get install g++`), or "
+            "set CXX to another"
+        ) from error
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FewstepError(f"torch cannot compile this network ({reason}): take the engine {TORCH}") from error
 
 
 def torch_engines(
@@ -56,4 +98,4 @@ def torch_engines(
 ) -> Engines:
     """A trajectory in torch, as the other engines run it: noise and condition to pixels."""
     engine = TorchEngine(Pixels(trajectory), device, cuda_graphs=cuda_graphs)
-    return Engines("torch", engine, text_encoder, trajectory.draws, sample_shape)
+    return Engines(TORCH, engine, text_encoder, trajectory.draws, sample_shape)

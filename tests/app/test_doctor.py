@@ -15,7 +15,8 @@ import pytest
 from fewstep.app.findings import Finding, Verdict
 from fewstep.app.hardware import Gpu, load_error, torch_build
 from fewstep.app.packages import core, extras, loading, overwritten, python
-from fewstep.app.processor import threads, usable_processors
+from fewstep.app.processor import threads
+from fewstep.runtime.engines.device import usable_processors
 
 from .conftest import Run
 

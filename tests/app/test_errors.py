@@ -35,7 +35,7 @@ def assert_refused(outcome, sentence: str) -> None:
         ("--output {}/x.jpg", "is not a PNG file name: end it in .png"),
         ("--output {}/absent/x.png", "its folder must exist and be writable"),
         ("--output {}/file/x.png", "its folder must exist and be writable"),
-        ("--output {}/x.png --engine tpu", "unknown engine 'tpu': choose auto, torch, onnx or openvino"),
+        ("--output {}/x.png --engine tpu", "unknown engine 'tpu': choose auto, torch, torch-compiled, onnx or"),
         ("--output {}/x.png --engine onnx", "fewstep export"),
         ("--output {}/x.png --engine openvino", "fewstep export"),
         ("--output {}/x.png --teacher {}/absent", "there is no model at"),

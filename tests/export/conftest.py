@@ -4,11 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fewstep.export.export import export_student
+from fewstep.runtime.engines import threads
+from fewstep.runtime.engines.device import usable_processors
 
 from ..tiny_models import save_tiny
 
@@ -61,6 +65,19 @@ def exported(exported_to_onnx: Path) -> Path:
 def changeable(exported: Path, tmp_path: Path) -> Path:
     """A copy of the exported student."""
     return copy(exported, tmp_path / "student")
+
+
+@pytest.fixture
+def nobody_said(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Torch with its own number of threads, and nothing that says otherwise."""
+    for name in threads.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for known in ("_by_user", "_by_auto"):
+        monkeypatch.setattr(threads, known, set())
+    before = torch.get_num_threads()
+    torch.set_num_threads(usable_processors()[0])
+    yield
+    torch.set_num_threads(before)
 
 
 def copy(directory: Path, to: Path) -> Path:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fewstep.runtime.engines.auto import KEPT, LONGEST, ROUNDS, take_turns
+from fewstep.runtime.engines.threads import thread_counts
 from fewstep.runtime.pipeline import Pipeline
 
 from .conftest import copy
@@ -51,8 +52,28 @@ def test_the_first_start_measures_all_and_says_why(directory: Path) -> None:
     assert pipeline.engine_name == choice["chosen"].split("-")[0] == pipeline.generate("a cat").engine
     for candidate, milliseconds in choice["milliseconds"].items():
         assert f"{candidate} {milliseconds:.1f} ms" in pipeline.engine_reason
-    assert entry["circumstances"]["threads"] == torch.get_num_threads()
+    assert entry["circumstances"]["threads"] == [choice["threads"]] == [torch.get_num_threads()]
     assert Pipeline.from_pretrained(directory, "torch").engine_reason == ""
+
+
+@pytest.mark.usefixtures("nobody_said")
+def test_auto_chooses_threads_with_the_engine_and_remembers_both(directory: Path) -> None:
+    pipeline, counts = Pipeline.from_pretrained(directory), thread_counts()
+    (entry,) = remembered(directory)
+    choice = entry["choice"]
+    assert entry["circumstances"]["threads"] == list(counts)
+    assert torch.get_num_threads() == choice["threads"]
+    if len(counts) > 1:
+        times = choice["by_threads"]
+        assert list(times) == [str(count) for count in counts]
+        assert times[str(choice["threads"])] == min(times.values()) > 0
+        assert f"then with {counts[0]} threads {times[str(counts[0])]:.1f} ms, " in pipeline.engine_reason
+    for count in counts:
+        entry["choice"]["threads"] = count
+        (directory / "engines" / "auto.json").write_text(json.dumps([entry]), encoding="utf-8")
+        Pipeline.from_pretrained(directory)
+        assert torch.get_num_threads() == count
+    assert remembered(directory) == [entry]
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
@@ -74,7 +95,7 @@ def test_other_circumstances_are_measured_anew_and_both_are_kept(directory: Path
     finally:
         torch.set_num_threads(threads)
     entries = remembered(directory)
-    assert [entry["circumstances"]["threads"] for entry in entries] == [threads, threads + 1]
+    assert [entry["circumstances"]["threads"] for entry in entries] == [[threads], [threads + 1]]
     assert entries[1]["choice"]["chosen"] in ("torch", engine_folder(directory).name)
 
 

@@ -1,6 +1,7 @@
 """match@1 of an engine: found by real pictures, the same prompts and seeds each time, and part of the gate."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,18 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fewstep.app import match
+from fewstep.export.export import check_request, export_source
 from fewstep.export.source import Source
 from fewstep.runtime.engines import PIXELS, Arrays
+from fewstep.runtime.engines.manifest import damage, read_manifest
+from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.text import CONDITION
 
 from .conftest import copy
 from .test_command import export
 
 SIDE = 16
+INT8 = ("--to", "onnx", "--precision", "int8")
 COLOURS = ("red", "green", "blue", "white")
 
 
@@ -90,14 +95,47 @@ def test_without_pictures_the_gate_says_that_it_compares_no_score(
     assert "is not compared with torch's" in capsys.readouterr().err
 
 
-def test_int8_is_exported_with_both_scores_in_its_report(student: Path, pictures: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def unscored(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The student with an int8 engine that passed the gate without pictures."""
     for library in ("onnxscript", "onnxruntime"):
         pytest.importorskip(library)
-    directory = copy(student, tmp_path / "student")
-    outcome = export(directory, "--to", "onnx", "--precision", "int8", "--data", pictures)
-    assert (outcome.exit_code, outcome.stderr) == (0, "")
-    (report,) = directory.glob("engines/onnx-int8-*/parity.json")
-    quality = json.loads(report.read_text(encoding="utf-8"))["quality"]
-    source = Source(directory)
+    directory = copy(student, tmp_path_factory.mktemp("unscored") / "student")
+    outcome = export(directory, *INT8)
+    assert outcome.exit_code == 0
+    assert "its score" not in outcome.stdout
+    return directory
+
+
+def test_an_engine_is_scored_once_pictures_are_given_and_not_built_again(
+    unscored: Path, pictures: Path, tmp_path: Path
+) -> None:
+    directory = copy(unscored, tmp_path / "student")
+    (folder,) = directory.glob("engines/onnx-int8-*")
+    made = read_manifest(folder)
+    assert made.quality == {}
+    outcomes = [export(directory, *INT8, "--data", pictures) for _ in range(2)]
+    for outcome in outcomes:
+        assert (outcome.exit_code, outcome.stderr) == (0, "")
+        assert " is up to date: " in outcome.stdout
+        assert "; its score is " in outcome.stdout
+    quality, source = read_manifest(folder).quality, Source(directory)
+    assert read_manifest(folder) == replace(made, quality=quality)
+    assert damage(folder, read_manifest(folder)) == ""
     assert quality["torch"] == match.match_score(source, pictures)(source.reference)
     assert abs(quality["engine"] - quality["torch"]) <= quality["largest_drop"]
+
+
+@pytest.mark.parametrize("built", ["before", "now"])
+def test_an_engine_whose_score_falls_goes_and_leaves_a_report(unscored: Path, tmp_path: Path, built: str) -> None:
+    directory = copy(unscored, tmp_path / "student")
+    if built == "now":
+        shutil.rmtree(directory / "engines")
+    source, request = Source(directory), check_request("onnx", "int8")
+    with pytest.raises(FewstepError, match=r"its score falls from 0\.5 to 0\.4, and 0\.02 is allowed: .*, see "):
+        export_source(source, request, lambda engines: 0.5 if engines.name == "torch" else 0.4)
+    assert not list(directory.glob("engines/onnx-int8-*"))
+    report = json.loads((directory / "refused" / "onnx-int8-1step" / "parity.json").read_text(encoding="utf-8"))
+    assert report["failure"]["part"] == "quality"
+    assert report["quality"] == {"torch": 0.5, "engine": 0.4, "largest_drop": 0.02}
+    assert report["images"] == 12

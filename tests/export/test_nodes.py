@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
+from fewstep.app.bench.engine_table import available
 from fewstep.app.cli import app
 from fewstep.export.export import check_request, export_source, open_source
 from fewstep.export.fold import fold_constants
@@ -19,7 +20,10 @@ from fewstep.export.large import digest
 from fewstep.export.nodes import calls, inlined, keeping
 from fewstep.kernels import apply, operators
 from fewstep.kernels.dispatch import fused_everywhere
-from fewstep.runtime.engines.manifest import Manifest, read_manifest
+from fewstep.runtime.artefact import read_card
+from fewstep.runtime.engines import find_exports, open_engines
+from fewstep.runtime.engines.manifest import Manifest, State, read_manifest
+from fewstep.runtime.engines.store import list_engines
 from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.families import load_model
 from fewstep.runtime.files import read_json
@@ -53,19 +57,36 @@ def both(exported_to_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     directory = copy(exported_to_onnx, tmp_path_factory.mktemp("nodes") / "student")
     outcomes = [export(directory, "--kernels") for _ in range(2)]
     assert [" is up to date: " in outcome.stdout for outcome in outcomes] == [False, True]
-    (plain,), (kept,) = ((each / "engines").glob("onnx-*") for each in (exported_to_onnx, directory))
-    return plain, kept
+    plain, kept = ((directory / "engines").glob(f"onnx-fp32-{kind}-*") for kind in ("1step", "kernels-1step"))
+    return next(plain), next(kept)  # the one did not take the other's place
 
 
 def test_a_student_keeps_a_node_for_each_kernel(both: tuple[Path, Path]) -> None:
     manifests: list[Manifest] = [read_manifest(folder) for folder in both]
     model = load_model(both[1].parent.parent, torch.device("cpu"))
-    assert [manifest.nodes for manifest in manifests] == [{}, {"trajectory": apply(model.network)}]
+    # Times are constants, and so are their embeddings.
+    kept = {name: count for name, count in apply(model.network).items() if name != "timestep_embedding"}
+    assert [manifest.nodes for manifest in manifests] == [{}, {"trajectory": kept}]
     assert manifests[0].graphs["text_encoder"] == manifests[1].graphs["text_encoder"]
     assert manifests[0].graphs["trajectory"] != manifests[1].graphs["trajectory"]
     report = read_json(both[1] / manifests[1].report)
     assert report["images"] == 12
     assert report["failure"] is None
+
+
+def test_both_are_found_by_name(both: tuple[Path, Path]) -> None:
+    directory = both[1].parent.parent
+    key = read_card(directory).engine_key(1)
+    for wanted, folders in (("onnx-fp32", both[:1]), ("onnx-fp32-kernels", both[1:]), ("onnx", both)):
+        assert {folder for folder, _ in find_exports(directory, wanted, 1, key)[0]} == set(folders)
+    listed = [(engine.precision, engine.state) for engine in list_engines(directory, thorough=True)]
+    assert sorted(listed) == [("fp32", State.READY), ("fp32-kernels", State.READY)]
+    names = [name for name in available(directory) if name.startswith("onnx")]
+    assert names == ["onnx-fp32", "onnx-fp32-kernels"]
+    for name in names:
+        assert open_engines(directory, name, 1, key).name == "onnx"
+    with pytest.raises(FewstepError, match=r"--to onnx --steps 2 --precision fp32 --kernels`$"):
+        open_engines(directory, names[1], 2, read_card(directory).engine_key(2))
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -144,15 +165,24 @@ class Each(nn.Module):
         return query, key, unit, grouped
 
 
+class One(nn.Module):
+    """Calls one operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` is (B, N, 8)."""
+        normed: Tensor = operators.adaptive_norm(x)
+        return normed
+
+
 def test_each_body_is_the_reference_and_nothing_is_left_behind() -> None:
     pytest.importorskip("onnxscript")
     torch.manual_seed(0)
     module, names = Each().eval(), ["query", "key", "unit", "grouped"]
     example = {"x": torch.randn(2, 3, 8), "time": torch.rand(2)}
-    plain = digest(part_graph(module, example, names, {}).model)
+    plain = digest(part_graph(One(), {"x": example["x"]}, ["y"], {}).model)
     with fused_everywhere():
         model = fold_constants(part_graph(module, example, names, {}).model)
-    assert digest(part_graph(module, example, names, {}).model) == plain
+    assert digest(part_graph(One(), {"x": example["x"]}, ["y"], {}).model) == plain
     assert calls(model) == dict.fromkeys(sorted(calls(model)), 1)
     assert {f"{name}_1" for name in calls(model)} == {function.name for function in model.functions}
     assert len(model.functions) == 7
@@ -164,7 +194,7 @@ def test_each_body_is_the_reference_and_nothing_is_left_behind() -> None:
 
 def test_what_holds_no_nodes_is_refused(student: Path) -> None:
     source = open_source(student, kernels=True)
-    with pytest.raises(FewstepError, match=r"^only onnx in fp32 holds kernels as nodes: leave --kernels out$"):
+    with pytest.raises(FewstepError, match=r"^only onnx in fp32 and tensorrt in fp16, bf16 or fp32 hold kernels"):
         export_source(source, check_request("onnx", "int8"))
     with pytest.raises(FewstepError, match="no layer of this model has a kernel"), keeping([nn.Linear(2, 2)]):
         pass

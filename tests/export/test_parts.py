@@ -1,7 +1,6 @@
 """Exports in parts: each network a graph, one engine for every step count, scale and sampler, laid out as optimum's."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fewstep.app.bench.engine_table import available
 from fewstep.app.cli import app
 from fewstep.export import large
+from fewstep.export.differences import END_TO_END, TOLERANCES
 from fewstep.export.export import TARGETS, ExportReport, check_request, export_source, open_source
 from fewstep.export.graph import Graph
 from fewstep.export.parts import PartsSource
+from fewstep.export.weight_only import BITS
 from fewstep.runtime import Pipeline
 from fewstep.runtime.engines.manifest import State, read_manifest
 from fewstep.runtime.engines.parts import Parts
@@ -51,11 +53,20 @@ def sd_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sd_student(sd_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its student of one or two steps, which takes the guidance scale, exported."""
+def translated(sd_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> PartsSource:
+    """Its student of one or two steps, which takes the guidance scale, with the graphs that all its exports share."""
     directory = save_student(tmp_path_factory.mktemp("student") / "sd", sd_teacher, [1, 2], guided=True)
-    export(directory)
-    return directory
+    source = PartsSource(directory)
+    assert set(source.graphs) == {"text_encoder", "unet", "vae_decoder"}
+    return source
+
+
+@pytest.fixture(scope="module")
+def sd_student(translated: PartsSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, exported."""
+    source = beside(translated, tmp_path_factory.mktemp("exported") / "sd")
+    export_source(source, check_request("onnx", "fp32"))
+    return source.directory
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +86,15 @@ def changeable(sd_student: Path, tmp_path: Path) -> Path:
 
 def export(directory: Path, target: str = "onnx") -> ExportReport:
     return export_source(open_source(directory, "parts"), check_request(target, "fp32"))
+
+
+def beside(source: PartsSource, directory: Path) -> PartsSource:
+    """A source for a copy of the student, or for what has become of it, with the same graphs."""
+    if not directory.exists():
+        copy(source.directory, directory)
+    other = PartsSource(directory)
+    vars(other)["graphs"] = source.graphs
+    return other
 
 
 def engine_folder(directory: Path, target: str = "onnx") -> Path:
@@ -110,9 +130,10 @@ def test_a_teacher_is_guided_and_sampled_as_one_likes(
     assert_draws_the_same(sd_teacher, "onnx", sampler=sampler, steps=steps, guidance=guidance)
 
 
-def test_openvino_draws_the_same(changeable: Path) -> None:
+def test_openvino_draws_the_same(translated: PartsSource, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    folder = export(changeable, "openvino").folder
+    source = beside(translated, tmp_path / "student")
+    changeable, folder = source.directory, export_source(source, check_request("openvino", "fp32")).folder
     assert {path.name for path in folder.glob("unet/*")} == {
         "config.json",
         "openvino_model.bin",
@@ -177,9 +198,9 @@ def test_a_unet_takes_one_time_and_images_of_any_size(sd_student: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-4)
 
 
-def test_what_was_exported_is_kept_and_what_is_stale_made_again(changeable: Path) -> None:
-    folder = engine_folder(changeable)
-    assert export(changeable).reused
+def test_what_was_exported_is_kept_and_what_is_stale_made_again(translated: PartsSource, changeable: Path) -> None:
+    folder, request = engine_folder(changeable), check_request("onnx", "fp32")
+    assert export_source(PartsSource(changeable), request).reused
     card = changeable / "fewstep.json"
     text = card.read_text()
     card.unlink()
@@ -187,7 +208,7 @@ def test_what_was_exported_is_kept_and_what_is_stale_made_again(changeable: Path
     with pytest.raises(FewstepError, match=r"built from other weights or for other times: run `fewstep export .* --to"):
         Pipeline.from_pretrained(changeable, "onnx")
     assert [engine.state for engine in list_engines(changeable)] == [State.STALE]
-    assert not export(changeable).reused
+    assert not export_source(beside(translated, changeable), request).reused
     assert not folder.exists()
     assert_draws_the_same(changeable, "onnx", steps=2)
 
@@ -213,8 +234,9 @@ def test_files_of_parts_are_guarded_and_removed_with_them(changeable: Path) -> N
 
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "vae_decoder"])
 def test_a_broken_part_is_refused_by_name(
-    sd_student: Path, broken: PartsSource, part: str, monkeypatch: pytest.MonkeyPatch
+    translated: PartsSource, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    broken = beside(translated, tmp_path / "student")
     write, whole = TARGETS["onnx"].write, broken.graphs[part]
 
     def damaged(graph: Graph, folder: Path, name: str, precision: str) -> Any:
@@ -239,14 +261,6 @@ def test_a_broken_part_is_refused_by_name(
     assert not (broken.directory / "engines").exists()
 
 
-@pytest.fixture(scope="module")
-def broken(sd_student: Path, tmp_path_factory: pytest.TempPathFactory) -> PartsSource:
-    """The student of Stable Diffusion without its engine, whose graphs are translated once."""
-    directory = copy(sd_student, tmp_path_factory.mktemp("broken") / "student")
-    shutil.rmtree(directory / "engines")
-    return PartsSource(directory)
-
-
 def test_auto_measures_parts_beside_torch(changeable: Path) -> None:
     pipeline = Pipeline.from_pretrained(changeable)
     assert engine_folder(changeable).name in pipeline.engine_reason
@@ -269,18 +283,60 @@ def test_the_command_takes_parts_where_it_must_and_says_so(changeable: Path, tea
     assert "only students are exported as one graph" in str(run(teacher, "--to", "onnx").exception)
 
 
+def test_parts_are_asked_for_and_listed_by_name(changeable: Path) -> None:
+    (name,) = (each for each in available(changeable) if each.startswith("onnx"))
+    assert name == "onnx-fp32-parts"
+    for wanted in (name, "onnx-parts"):
+        assert Pipeline.from_pretrained(changeable, wanted).engine_name == "onnx"
+    with pytest.raises(FewstepError, match=r"no onnx-w8-parts engine: .* --to onnx --shape parts --precision w8`$"):
+        Pipeline.from_pretrained(changeable, "onnx-w8-parts")
+
+
+FEW_BITS = [
+    ("onnx", "int8"),
+    ("onnx", "w8"),
+    ("onnx", "w4"),
+    ("openvino", "bf16"),
+    ("openvino", "w8"),
+    ("openvino", "w4"),
+]
+
+
+@pytest.mark.parametrize(("target", "precision"), FEW_BITS)
+def test_parts_in_few_bits_pass_the_gate(translated: PartsSource, tmp_path: Path, target: str, precision: str) -> None:
+    if target == "openvino":
+        pytest.importorskip("openvino")
+        if precision in BITS:
+            pytest.importorskip("nncf")
+        elif precision not in TARGETS["openvino"].precisions():
+            pytest.skip("no bfloat16 on this processor")
+    source = beside(translated, tmp_path / "student")
+    folder = export_source(source, check_request(target, precision)).folder
+    manifest = read_manifest(folder)
+    assert manifest.name == f"{target}-{precision}-parts"
+    images = [
+        Pipeline.from_pretrained(source.directory, name).generate(PROMPTS, steps=2, seed=4).arrays.astype(int)
+        for name in ("torch", manifest.name)
+    ]
+    psnr = -10 * np.log10(np.square((images[0] - images[1]) / 255).mean())
+    assert TOLERANCES[precision][END_TO_END]["psnr"] < psnr
+    if precision != "bf16":
+        assert manifest.sensitive["text_encoder"]["text encoder"] > 0
+        assert manifest.sensitive["unet"]["condition"] > 0
+
+
 def test_targets_of_whole_trajectories_are_refused(changeable: Path) -> None:
     with pytest.raises(FewstepError, match="exports in parts are for onnx or openvino, not for tensorrt"):
         PartsSource(changeable).require_target("tensorrt")
 
 
 def test_a_graph_beyond_one_file_keeps_its_weights_beside_it(
-    broken: PartsSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    translated: PartsSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import onnx
     from onnx import numpy_helper
 
-    graph = broken.graphs["unet"]
+    graph = translated.graphs["unet"]
     small = large.digest(graph.model)
     monkeypatch.setattr(large, "LARGEST", 0)
     before = graph.model.SerializeToString()

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewstep.export.weight_only import compressed, write_onnx
+from fewstep.export.export import check_request, export_source
+from fewstep.export.source import Source
+from fewstep.export.weight_only import BLOCK, compressed, write_onnx
 from fewstep.runtime.engines.onnx import OnnxEngine
 from fewstep.runtime.errors import FewstepError
 
+from . import sampling_network
 from .sampling_network import inputs_of, network
 
 onnx = pytest.importorskip("onnx")
@@ -58,11 +61,47 @@ def test_openvino_rounds_the_same_weights(tmp_path: Path, precision: str) -> Non
     assert ERROR[precision] / 4 < relative_error(found, expected, inputs["noise"]) < 3 * ERROR[precision]
 
 
+def test_openvino_keeps_a_product_that_has_a_bias() -> None:
+    for library in ("openvino", "nncf"):
+        pytest.importorskip(library)
+    model = network(1)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(sampling_network.WIDTH, np.float32), "bias"))
+    caption = model.graph.node[0]
+    caption.op_type = "Gemm"
+    caption.input.append("bias")
+    small, kept = compressed(model, "w8")
+    assert kept == {"condition": 1, "last projection": 1}
+    types = [
+        each.get_output_element_type(0).to_string() for each in small.get_ops() if each.get_type_name() == "Constant"
+    ]
+    matrices = [each for each in small.get_ops() if each.get_type_name() == "MatMul"]
+    assert (len(matrices), types.count("u8")) == (3, 2)  # the hidden product's weights and their zero points
+
+
+def test_openvino_leaves_weights_that_do_not_divide_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("openvino", "nncf"):
+        pytest.importorskip(library)
+    monkeypatch.setattr(sampling_network, "WIDTH", BLOCK + 8)
+    small, _ = compressed(network(1), "w4")
+    types = {each.get_friendly_name(): each.get_output_element_type(0).to_string() for each in small.get_ops()}
+    assert types["hidden"] == "f32"
+
+
 def test_few_bits_in_openvino_need_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(FewstepError, match=r'nncf is not installed: pip install "fewstep\[quantise\]"'):
         compressed(network(1), "w8")
+
+
+def test_what_is_missing_is_said_before_anything_is_traced(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("openvino", "onnxscript", "torchmetrics"):
+        pytest.importorskip(library)
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    source = Source(student)
+    with pytest.raises(FewstepError, match=r'^nncf is not installed: pip install "fewstep\[quantise\]"$'):
+        export_source(source, check_request("openvino", "w4"))
+    assert "graphs" not in vars(source)
 
 
 def test_nncf_reports_to_nobody_and_draws_no_progress(tmp_path: Path) -> None:

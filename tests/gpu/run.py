@@ -83,7 +83,7 @@ def in_parallel() -> list[str]:
 
 
 def run_tests(arguments: Sequence[str], seconds: float) -> dict[str, Any] | None:
-    """Outcomes of the tests that pytest runs with these arguments in the time, or None if it ended badly."""
+    """Outcomes and notes of the tests that pytest runs with these arguments in the time, or None if it ended badly."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         options = ["--continue-on-collection-errors", f"--session-timeout={seconds:.0f}", f"--junitxml={report}"]
@@ -92,12 +92,19 @@ def run_tests(arguments: Sequence[str], seconds: float) -> dict[str, Any] | None
             return None
         cases = list(ElementTree.parse(report).iter("testcase"))
     outcomes = {f"{case.get('classname')}::{case.get('name')}": outcome(case) for case in cases}
-    return {"counts": dict(Counter(outcomes.values())), "outcomes": outcomes}
+    noted = {f"{case.get('classname')}::{case.get('name')}": properties(case) for case in cases}
+    found = {name: values for name, values in noted.items() if values}
+    return {"counts": dict(Counter(outcomes.values())), "outcomes": outcomes, "noted": found}
 
 
 def outcome(case: ElementTree.Element) -> str:
     """`passed`, `skipped`, `failure` or `error`."""
     return next((child.tag for child in case if child.tag in ("skipped", "failure", "error")), "passed")
+
+
+def properties(case: ElementTree.Element) -> dict[str, str]:
+    """What a test noted with pytest's `record_property`: times, say."""
+    return {each.get("name", ""): each.get("value", "") for each in case.iter("property")}
 
 
 def failures(tests: dict[str, Any]) -> int:

@@ -13,7 +13,7 @@ from students import STUDENTS
 SUITE = """
 import pytest
 
-def test_good(): pass
+def test_good(record_property): record_property("ms", 7)
 def test_bad(): assert False
 @pytest.mark.skip
 def test_left_out(): pass
@@ -44,6 +44,7 @@ def test_outcomes_of_tests_are_kept_one_by_one(tmp_path: Path) -> None:
         "test_broken": "error",
     }
     assert run.failures(found) == 2
+    assert {name.split("::")[-1]: values for name, values in found["noted"].items()} == {"test_good": {"ms": "7"}}
 
 
 def test_what_takes_too_long_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ def project(root: Path) -> dict[str, Any]:
 
 
 def package_files(root: Path) -> set[str]:
-    """Names inside the wheel of all files in the package's folders; notes in Markdown stay with the source."""
+    """Names inside the wheel of all files in the package's folders; Markdown and what containers take stay out."""
     files = [file for folder in FOLDERS for file in (root / folder).rglob("*") if file.is_file()]
-    packed = [file for file in files if "__pycache__" not in file.parts and file.suffix != ".md"]
+    out = {"__pycache__", "deploy"}
+    packed = [file for file in files if not out.intersection(file.parts) and file.suffix != ".md"]
     names = {file.relative_to(root).as_posix() for file in packed}
     return {f"fewstep/{name.removeprefix('runtime/_root/')}" for name in names}
 
