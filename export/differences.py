@@ -87,18 +87,22 @@ TOLERANCES: Mapping[str, Mapping[str, Measures]] = {
 """What an image may have at worst, by precision and part."""
 
 
+MOST_OFF = 0.65
+"""Of any picture's values, whatever the precision."""
+
+
 def part_tolerances(precision: str, parts: Sequence[str]) -> dict[str, Measures]:
     """What an image may have at worst in an export of these parts.
 
     Text encoders as in a fused export. What is measured of a network or a decoder is relative to its own root mean
-    square, about half of what white is to a picture: twice what a trajectory may have. How many values are off counts
-    in float32 alone: where pictures have no flat ground, as the shipped student's do, it says what the PSNR does.
+    square, about half of what white is to a picture: twice what a trajectory may have. So may more values be off, where
+    pictures have no flat ground, as the shipped student's do: 0.41 in bf16 and eight bits, 0.52 in four.
     """
     fused = TOLERANCES[precision]
     network = {"rms": 2 * fused[TRAJECTORY]["rms"]}
     tolerances = {part: fused[TEXT_ENCODER] if part.startswith(TEXT_ENCODER) else network for part in parts}
-    pictures = {name: limit for name, limit in fused[END_TO_END].items() if name != "off" or limit == 0}
-    return {**tolerances, END_TO_END: pictures}
+    pictures = fused[END_TO_END]
+    return {**tolerances, END_TO_END: {**pictures, "off": min(2 * pictures["off"], MOST_OFF)}}
 
 
 def tensor_measures(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> list[Measures]:

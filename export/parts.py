@@ -50,13 +50,17 @@ TARGETS = ("onnx", "openvino")
 TEACHER_STEPS = 2
 """Of a teacher's trajectories where they are compared: one from noise, and one from what the first gave."""
 CPU = torch.device("cpu")
-_SIZES = {
+_SIZES: Mapping[str, Sequence[str]] = {
     "sample": ("", "height", "width"),
     "hidden_states": ("", "height", "width"),
     LATENTS: ("", "height", "width"),
-    "encoder_hidden_states": ("tokens", ""),
 }
-"""Inputs of which more than the batch is dynamic."""
+_TOKENS: Mapping[str, Sequence[str]] = {"encoder_hidden_states": ("tokens", "")}
+"""Inputs of which more than the batch is dynamic; the first only where networks take other sizes than the model's."""
+
+
+Shape = tuple[int, int, int]
+"""(C, h, w) of a latent."""
 
 
 class Setting(NamedTuple):
@@ -106,13 +110,38 @@ class PartsSource:
         own = {family_of(self.directory).NETWORK: model.network, DECODER: decode}
         return {**self._reference.text_encoder.networks, **own}
 
-    @cached_property
+    @property
     def graphs(self) -> Mapping[str, Graph]:
         """Each network as ONNX, by the name of its folder."""
+        return self._sized[0]
+
+    @cached_property
+    def _sized(self) -> tuple[Mapping[str, Graph], Shape | None]:
+        """The graphs, and a latent of one and a half the height that they take too; None where they take no other."""
+        channels, height, width = self._reference.model.sample_shape
+        taller = channels, height + height // 2, width
+        graphs = self._translated({**_TOKENS, **_SIZES})
+        if self._take(graphs, taller):
+            return graphs, taller
+        return self._translated(_TOKENS), None
+
+    def _translated(self, sizes: Mapping[str, Sequence[str]]) -> dict[str, Graph]:
         with watched(self.networks) as calls:
             self._draw(self._reference, self._settings[0], range(2))
         with keeping(list(self.networks.values()) if self.kernels else []):
-            return {name: self._graph(name, call) for name, call in calls.items()}
+            return {name: self._graph(name, call, sizes) for name, call in calls.items()}
+
+    def _take(self, graphs: Mapping[str, Graph], shape: Shape) -> bool:
+        """Whether networks and graphs take a latent: the exporter calls sizes dynamic that a network has looked at."""
+        try:
+            with watched(self.networks) as calls:
+                self._draw(self._reference, self._settings[0], range(2), shape)
+            for name, call in calls.items():
+                inputs, _ = _inputs(name, call)
+                graphs[name].program.module()(*(inputs[each] for each in graphs[name].example))
+        except (AssertionError, RuntimeError, ValueError):  # a guard of the program; sizes that do not fit
+            return False
+        return True
 
     def require_target(self, target: str) -> None:
         """Refuse a target that holds whole trajectories alone."""
@@ -143,10 +172,13 @@ class PartsSource:
         return OpenedParts(engines, Networks(manifest.engine, model_of(self.directory, engines), CPU))
 
     def compare(self, opened: OpenedParts, precision: str, score: Score | None) -> tuple[ParityReport, Trial]:
-        """Each part on what torch gives it, and all in turn, at every step count; see `check_parity`."""
+        """Each part on what torch gives it, and all in turn, at every step count and two sizes; see `check_parity`."""
         large = any(is_large(graph.model) for graph in self.graphs.values())
-        batches = seeds_of_batches(BATCHES_OF_LARGE if large else BATCHES)
-        trials = [self._trial(opened, setting, seeds) for setting in self._settings for seeds in batches]
+        *batches, others = seeds_of_batches((*(BATCHES_OF_LARGE if large else BATCHES), 1))
+        shape, (_, taller) = self._reference.model.sample_shape, self._sized
+        trials = [self._trial(opened, setting, seeds, shape) for setting in self._settings for seeds in batches]
+        if taller:
+            trials.append(self._trial(opened, self._settings[0], others, taller))
         target = opened.engines.manifest.target
         report, trial = judge(target, precision, part_tolerances(precision, list(self.networks)), trials)
         if score and not report.failure:
@@ -183,10 +215,12 @@ class PartsSource:
             return [Setting(steps, card.sampler, 1.0) for steps in card.steps]
         return [Setting(TEACHER_STEPS, card.sampler, card.guidance)]
 
-    def _draw(self, networks: Networks, setting: Setting, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
+    def _draw(
+        self, networks: Networks, setting: Setting, seeds: Sequence[int], shape: Shape | None = None
+    ) -> npt.NDArray[np.uint8]:
         """Pixels; a student that takes the guidance scale is given its own, the lowest and the highest in turn."""
         engines = networks.engines(self.card, *setting)
-        noise = trajectory_noise(seeds, engines.draws, engines.sample_shape)
+        noise = trajectory_noise(seeds, engines.draws, shape or engines.sample_shape)
         condition = {name: value.numpy() for name, value in networks.text_encoder(prompts_of(seeds)).items()}
         if self.card.guidance_range:
             scales = np.array([self.card.guidance, *self.card.guidance_range], np.float32)
@@ -194,15 +228,15 @@ class PartsSource:
         pixels: npt.NDArray[np.uint8] = engines.trajectory(noise=noise, **condition)[PIXELS]
         return pixels
 
-    def _graph(self, name: str, call: Call) -> Graph:
+    def _graph(self, name: str, call: Call, known: Mapping[str, Sequence[str]]) -> Graph:
         inputs, parameters = _inputs(name, call)
         module = Recalled(self.networks[name], call, parameters)
-        sizes = {each: _SIZES[each] for each in inputs if each in _SIZES}
+        sizes = {each: known[each] for each in inputs if each in known}
         return part_graph(module, inputs, list(_outputs(name, call)), sizes)
 
-    def _trial(self, opened: OpenedParts, setting: Setting, seeds: Sequence[int]) -> Trial:
+    def _trial(self, opened: OpenedParts, setting: Setting, seeds: Sequence[int], shape: Shape) -> Trial:
         with watched(self.networks) as calls:
-            pixels = self._draw(self._reference, setting, seeds)
+            pixels = self._draw(self._reference, setting, seeds, shape)
         inputs = {name: _arrays(_inputs(name, call)[0]) for name, call in calls.items()}
         expected = {name: _arrays(_outputs(name, call)) for name, call in calls.items()}
 
@@ -211,10 +245,11 @@ class PartsSource:
             return {each: found[each] for each in expected[name]}
 
         attempts: dict[str, Callable[[], Any]] = {name: partial(run, name) for name in calls}
-        attempts[END_TO_END] = partial(self._draw, opened.networks, setting, seeds)
+        attempts[END_TO_END] = partial(self._draw, opened.networks, setting, seeds, shape)
         all_expected = {**expected, END_TO_END: pixels}
         found, errors = attempt(attempts, all_expected)
-        return Trial(prompts_of(seeds), seeds, inputs, all_expected, found, errors, in_steps(setting.steps))
+        how = f"{in_steps(setting.steps)}, {pixels.shape[2]}x{pixels.shape[1]} pixels"
+        return Trial(prompts_of(seeds), seeds, inputs, all_expected, found, errors, how)
 
 
 def _inputs(name: str, call: Call) -> tuple[dict[str, Tensor], dict[str, str]]:

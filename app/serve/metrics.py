@@ -38,9 +38,12 @@ class Metrics:
         self.restarts = self._counter("fewstep_worker_restarts", "Processes that took a dead one's place.", ["model"])
         self.reloads = self._counter("fewstep_reloads", "Models opened anew.", ["model", "outcome"])
 
-    def watch_queue(self, model: str, depth: Callable[[], int]) -> None:
-        """Ask for the length of a model's queue whenever the metrics are read."""
+    def watch(self, model: str, depth: Callable[[], int]) -> None:
+        """Ask for the length of a model's queue whenever the metrics are read; count what is rare from zero on."""
         self._depth.labels(model).set_function(depth)
+        self.restarts.labels(model)
+        for outcome in ("done", "failed"):
+            self.reloads.labels(model, outcome)
 
     def drawn(self, model: str, drawn: "Drawn", waits: Sequence[float]) -> None:
         """Count a batch."""

@@ -65,7 +65,7 @@ class Service:
         self._seats: list[_Seat] = []
         self._reloading = asyncio.Lock()
         self._evaluation_seconds = math.inf
-        metrics.watch_queue(name, self._queue.__len__)
+        metrics.watch(name, self._queue.__len__)
 
     @classmethod
     async def open(

@@ -58,9 +58,9 @@ async def serving(name: str, model: Path) -> AsyncIterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    process = subprocess.Popen(
-        SERVERS[name](str(model.resolve()), port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-    )
+    # Ray has its processes import from the folder that it is started in: the repository's would pass for packages.
+    command, silent = SERVERS[name](str(model.resolve()), port), subprocess.DEVNULL
+    process = subprocess.Popen(command, stdout=silent, stderr=silent, env=environment, cwd=sys.prefix)
     url = f"http://127.0.0.1:{port}"
     try:
         async with aiohttp.ClientSession() as session:
@@ -103,7 +103,8 @@ async def throughput(session: aiohttp.ClientSession, url: str, seconds: float) -
     async def client(number: int) -> None:
         nonlocal done
         while time.perf_counter() < begin + seconds:
-            done += await ask(session, url, f"a rocket {number} {done}, fluent 3d style", 60) == 200
+            status = await ask(session, url, f"a rocket {number} {done}, fluent 3d style", 60)
+            done += status == 200
 
     await asyncio.gather(*(client(number) for number in range(CLIENTS)))
     return done / (time.perf_counter() - begin)
@@ -122,13 +123,13 @@ async def overload(session: aiohttp.ClientSession, url: str, rate: float, second
     return {"answered": answered / total, "refused": refused / total, "lost": (total - answered - refused) / total}
 
 
-async def measure(name: str, model: Path, rounds: int, seconds: float, rate: float | None) -> dict[str, Any]:
-    """A row for `COLUMNS`; without a rate, overload is three times what this server draws."""
+async def measure(name: str, model: Path, rounds: int, seconds: float) -> dict[str, Any]:
+    """A row for `COLUMNS`; overload is three times what this server draws."""
     connector = aiohttp.TCPConnector(limit=0)
     async with serving(name, model) as url, aiohttp.ClientSession(connector=connector) as session:
         single = await latency(session, url, rounds)
         drawn = await throughput(session, url, seconds)
-        asked = rate or 3 * drawn
+        asked = 3 * drawn
         fate = await overload(session, url, asked, seconds)
     cuts = quantiles(single, n=20, method="inclusive")
     return {"server": name, "p50": cuts[9], "p95": cuts[18], "throughput": drawn, "asked": asked, **fate}
@@ -145,7 +146,7 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for name in re.split(r";\s*", options.servers):
-        rows.append(asyncio.run(measure(name, options.model, options.rounds, options.seconds, None)))
+        rows.append(asyncio.run(measure(name, options.model, options.rounds, options.seconds)))
     print_table(COLUMNS, rows)
     write_json(options.out, {"machine": machine(), "patience_seconds": PATIENCE, "clients": CLIENTS, "rows": rows})
     with atomic_path(options.out.with_suffix(".md")) as temporary:

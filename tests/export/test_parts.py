@@ -93,7 +93,7 @@ def beside(source: PartsSource, directory: Path) -> PartsSource:
     if not directory.exists():
         copy(source.directory, directory)
     other = PartsSource(directory)
-    vars(other)["graphs"] = source.graphs
+    vars(other)["_sized"] = source._sized
     return other
 
 
