@@ -17,11 +17,14 @@ export OMP_WAIT_POLICY ?= passive
 # The package's folders lie at the root under bare names: keep the root off sys.path.
 export PYTHONSAFEPATH := 1
 
-.PHONY: generate test lint types unit gpu wheels resources peers overhead serving soak train-emoji ladder clean
+.PHONY: generate demo test lint types unit gpu wheels resources peers overhead serving serving-peers soak train-emoji ladder clean
 
 generate: .venv/generate.done  ## draw PROMPT with the shipped student and its teacher
 	@mkdir -p $(OUT)
 	@$(BIN)/fewstep generate "$(PROMPT)" --output "$(OUT)/picture.png" --teacher models/emoji-teacher
+
+demo: .venv/develop.done  ## a page for this machine's browser: type and see
+	$(BIN)/fewstep demo
 
 test: lint types unit  ## what CI runs
 
@@ -61,6 +64,9 @@ overhead: .venv/develop.done  ## what the trainer costs beside a plain loop, on 
 
 serving: .venv/develop.done  ## what a server adds to its engine, and how it bears overload, into results/serving
 	$(BIN)/python tests/benchmarks/serving.py --out results/serving/$(DEVICE:auto=cpu).json
+
+serving-peers: .venv/develop.done  ## the same student behind other servers, into results/serving
+	$(BIN)/python tests/benchmarks/serving_peers.py --out results/serving/peers.json
 
 soak: .venv/develop.done  ## the same, and twenty minutes of saturation, for leaks
 	$(BIN)/python tests/benchmarks/serving.py --soak 1200 --out results/serving/$(DEVICE:auto=cpu).json
