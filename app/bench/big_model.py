@@ -139,11 +139,13 @@ def _write_teacher(folder: Path, vae: Any, shape: Shape) -> None:
         pad_token_id=49407,
     )
     known = {word: number for number, word in enumerate(words)}
-    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    place = folder / "tokenizer"
+    place.mkdir()
+    vocabulary, merges = place / "vocab.json", place / "merges.txt"  # kept: older versions of transformers read them
     write_json(vocabulary, {**known, "<|startoftext|>": config.bos_token_id, "<|endoftext|>": config.eos_token_id})
     merges.write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer(str(vocabulary), str(merges), model_max_length=config.max_position_embeddings)
-    tokenizer.save_pretrained(folder / "tokenizer")
+    tokenizer.save_pretrained(place)
     save_part(CLIPTextModel(config), folder / "text_encoder")
     save_part(vae, folder / "vae")
     (folder / "unet").mkdir()  # listed below, and the student's own

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -79,14 +80,14 @@ def build(settings: RaySettings) -> "Application":
             "upscale_delay_s": replicas.grow_seconds,
             "downscale_delay_s": replicas.shrink_seconds,
         },
-        user_config=names if settings.all_fit else None,
+        user_config={"models": names} if settings.all_fit else None,
         **both,
     )
     fronts = serve.deployment(serve.ingress()(Front)).options(
         ray_actor_options={"num_cpus": settings.fronts.cpus},
         num_replicas=settings.fronts.count,
         max_ongoing_requests=CONNECTIONS,
-        user_config=names,
+        user_config={"models": names},
         **both,
     )
     found: Application = fronts.bind(settings, keys, checker, models.bind(settings))
@@ -107,7 +108,7 @@ def serve_on_ray(file: Path) -> None:
     ray: Any = require("ray", "ray")
     serve: Any = require("ray.serve", "ray")
     deployed, ended = build(settings), threading.Event()
-    _join(ray)
+    _join(ray, settings)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):  # Ray's own end the process at once
             signal.signal(number, lambda *_: ended.set())
@@ -126,15 +127,27 @@ def serve_on_ray(file: Path) -> None:
         ray.shutdown()
 
 
-def _join(ray: Any) -> None:
+def _join(ray: Any, settings: RaySettings) -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address, logging_level=logging.WARNING)
         return
+    _check_port(settings.host, settings.port)
     # Ray has its processes import from the folder that it is started in: files there would pass for packages.
     with contextlib.chdir(sys.prefix):
         ray.init(
             "local", logging_level=logging.WARNING, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES
         )
+
+
+def _check_port(host: str, port: int) -> None:
+    """Ray would share a port with another server that lets it: each gets some of the requests."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = f"cannot listen on {host}:{port} ({error.strerror})"
+            raise FewstepError(f"{reason}: give another port in the file") from error
 
 
 def _cause(status: Any) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,14 +52,14 @@ class Front:
         )
         self._models = models
 
-    async def reconfigure(self, names: Sequence[str]) -> None:
+    async def reconfigure(self, config: Mapping[str, Sequence[str]]) -> None:
         """Ask for every model, which opens it; Ray calls this before the first request.
 
         Raises:
             FewstepError: one does not open.
         """
         context = self._app.state.context
-        for name in names:
+        for name in config["models"]:
             handle = self._models if self._settings.all_fit else self._models.options(multiplexed_model_id=name)
             facts = await handle.facts.remote(name)
             if isinstance(facts, str):

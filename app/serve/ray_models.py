@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -39,27 +39,25 @@ class Opened:
     """A model that is open; Ray calls `__del__` of the instance to have it closed when others need its place."""
 
     def __init__(self, service: Service) -> None:
-        self.service, self.closed, self._orders = service, False, 0
+        self.service, self._orders = service, 0
         self._idle = asyncio.Event()
         self._idle.set()
         # Of the instance, not of the class: Python's collector must not call it.
         self.__dict__["__del__"] = self.close
 
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[Service]:
-        """Keep it open."""
+    def take(self) -> None:
+        """Keep it open until it is given back."""
         self._orders += 1
         self._idle.clear()
-        try:
-            yield self.service
-        finally:
-            self._orders -= 1
-            if not self._orders:
-                self._idle.set()
+
+    def give_back(self) -> None:
+        """One order less."""
+        self._orders -= 1
+        if not self._orders:
+            self._idle.set()
 
     async def close(self) -> None:
         """End its processes once all orders are drawn."""
-        self.closed = True
         await self._idle.wait()
         await self.service.close()
 
@@ -73,9 +71,9 @@ class Models:
         self._context = Context(settings.limits, Keys(), Metrics())
         self._publishing = asyncio.create_task(publish(self._context.metrics.registry))
 
-    async def reconfigure(self, names: Sequence[str]) -> None:
+    async def reconfigure(self, config: Mapping[str, Sequence[str]]) -> None:
         """Open models before the first request; Ray calls this when the replica is made."""
-        for name in names:
+        for name in config["models"]:
             await self.open(name)
 
     async def open(self, name: str) -> Opened:
@@ -90,30 +88,37 @@ class Models:
     async def facts(self, name: str) -> Facts | str:
         """What a model says of itself, or the sentence that says why it does not open."""
         try:
-            facts = (await self._held(name)).service.facts
+            async with self._held(name) as service:
+                assert service.facts is not None
+                return service.facts
         except FewstepError as error:
             return str(error)
-        assert facts is not None
-        return facts
 
     async def draw(self, name: str, orders: Sequence[Order], previews: bool) -> AsyncIterator[Reply]:
         """Draw the images of one request; whoever stops listening takes them from the queue."""
         begin = asyncio.get_running_loop().time()
         try:
-            opened = await self._held(name)
-        except FewstepError as error:
-            yield vars(FaultError(503, "model_not_open", str(error)))
-            return
-        spent = asyncio.get_running_loop().time() - begin
-        with opened.in_use() as service:
-            yield None
-            async for reply in self._replies(service, orders, previews, spent):
-                yield reply
+            async with self._held(name) as service:
+                spent = asyncio.get_running_loop().time() - begin
+                yield None
+                async for reply in self._replies(service, orders, previews, spent):
+                    yield reply
+        except FewstepError:  # the sentence names folders: it is for the log, where Ray writes it
+            yield vars(FaultError(503, "model_not_open", "the model does not open; the log says more"))
 
-    async def _held(self, name: str) -> Opened:
+    @contextlib.asynccontextmanager
+    async def _held(self, name: str) -> AsyncIterator[Service]:
+        """A model that is open, and stays so meanwhile."""
         # In a task of its own: a client that leaves must not leave a model half open.
-        while (opened := await asyncio.shield(asyncio.ensure_future(self.open(name)))).closed:
-            pass
+        taking = asyncio.create_task(self._take(name))
+        try:
+            yield (await asyncio.shield(taking)).service
+        finally:
+            taking.add_done_callback(_give_back)
+
+    async def _take(self, name: str) -> Opened:
+        # Nothing may come between: whoever waits for the place of this model would close it before it is used.
+        (opened := await self.open(name)).take()
         return opened
 
     async def _replies(
@@ -135,3 +140,8 @@ class Models:
 
     async def __del__(self) -> None:
         self._publishing.cancel()
+
+
+def _give_back(taking: asyncio.Task[Opened]) -> None:
+    if not taking.cancelled() and not taking.exception():
+        taking.result().give_back()

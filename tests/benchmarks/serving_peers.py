@@ -1,9 +1,9 @@
 """Our server beside two that people write: one request, eight clients who always ask, and more than can be drawn.
 
-All three have the same student on the same machine, one after another, each with every request's prompt encoded: the
-plain handler and Ray's deployment by diffusers' SanaPipeline as `fewstep bench --peers` opens it, ours by its own
-engine and, so that the servers alone are compared, by torch. Peers keep no queue of their own; a request that is not
-answered within two seconds counts as lost, as its reader would have it.
+All three have the same student on the same machine, one after another, and encode every request's prompt: the plain
+handler and Ray's deployment by diffusers' SanaPipeline, ours by its own engine and, so that the servers alone are
+compared, by torch. Peers have no limit of waiting; ours has one. A request that is not answered within two seconds
+counts as lost, as its reader would have it. All are asked for three times what the first of them can draw.
 """
 
 import argparse
@@ -123,13 +123,13 @@ async def overload(session: aiohttp.ClientSession, url: str, rate: float, second
     return {"answered": answered / total, "refused": refused / total, "lost": (total - answered - refused) / total}
 
 
-async def measure(name: str, model: Path, rounds: int, seconds: float) -> dict[str, Any]:
-    """A row for `COLUMNS`; overload is three times what this server draws."""
+async def measure(name: str, model: Path, rounds: int, seconds: float, asked: float | None) -> dict[str, Any]:
+    """A row for `COLUMNS`; overload is `asked` images a second, or three times what this server draws."""
     connector = aiohttp.TCPConnector(limit=0)
     async with serving(name, model) as url, aiohttp.ClientSession(connector=connector) as session:
         single = await latency(session, url, rounds)
         drawn = await throughput(session, url, seconds)
-        asked = 3 * drawn
+        asked = asked or 3 * drawn
         fate = await overload(session, url, asked, seconds)
     cuts = quantiles(single, n=20, method="inclusive")
     return {"server": name, "p50": cuts[9], "p95": cuts[18], "throughput": drawn, "asked": asked, **fate}
@@ -146,7 +146,8 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for name in re.split(r";\s*", options.servers):
-        rows.append(asyncio.run(measure(name, options.model, options.rounds, options.seconds)))
+        asked = rows[0]["asked"] if rows else None
+        rows.append(asyncio.run(measure(name, options.model, options.rounds, options.seconds, asked)))
     print_table(COLUMNS, rows)
     write_json(options.out, {"machine": machine(), "patience_seconds": PATIENCE, "clients": CLIENTS, "rows": rows})
     with atomic_path(options.out.with_suffix(".md")) as temporary:

@@ -1,5 +1,6 @@
-"""`fewstep serve --ray`: one cluster for all tests here, on this machine, with tiny models."""
+"""`fewstep serve --ray` on this machine, with tiny models: all open in one cluster, in turns in another."""
 
+import contextlib
 import json
 import os
 import re
@@ -20,13 +21,14 @@ from typing import Any
 
 import pytest
 
+from fewstep.app.serve.keys import new_key
+
 pytest.importorskip("ray.serve", exc_type=ImportError)
 httpx = pytest.importorskip("httpx")
 websockets = pytest.importorskip("websockets.sync.client")
 PATH = "/v1/images/generations"
 COMMAND = [sys.executable, "-P", "-c", "from fewstep.app.cli import main; main()", "serve", "--ray"]
 SETTINGS = """
-port = {port}
 wait = 60
 [models.quick]
 path = "{quick}"
@@ -53,6 +55,7 @@ class Cluster:
     url: str
     folder: str
     log: Path
+    key: str = ""
 
     def processes(self, title: str = "") -> list[int]:
         """Of Ray: all, or those with a title."""
@@ -66,7 +69,8 @@ class Cluster:
 
     def ask(self, **body: Any) -> Any:
         """A request for images."""
-        return httpx.post(self.url + PATH, json={"prompt": "a square", **body}, timeout=120)
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return httpx.post(self.url + PATH, json={"prompt": "a square", **body}, headers=headers, timeout=120)
 
 
 def running() -> dict[int, str]:
@@ -101,11 +105,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def cluster(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+@contextlib.contextmanager
+def running_cluster(home: Path, settings: str, key: str = "") -> Iterator[Cluster]:
+    """The command, once it serves; `settings` lacks the port."""
     folder = tempfile.mkdtemp(prefix="ray")  # sockets lie in it: their paths must be short
-    port, home = free_port(), tmp_path_factory.mktemp("cluster")
-    (home / "ray.toml").write_text(SETTINGS.format(port=port, **models))
+    port = free_port()
+    (home / "ray.toml").write_text(f"port = {port}\n{settings}")
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(
             [*COMMAND, str(home / "ray.toml")],
@@ -113,12 +118,11 @@ def cluster(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
             stderr=log,
             env=os.environ
             | {"OMP_NUM_THREADS": "1", "RAY_TMPDIR": folder, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-            | {"RAY_memory_monitor_refresh_ms": "0"},
+            | {"RAY_memory_monitor_refresh_ms": "0", "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1"},
         )
-    cluster = Cluster(process, f"http://127.0.0.1:{port}", folder, home / "log")
+    cluster = Cluster(process, f"http://127.0.0.1:{port}", folder, home / "log", key)
     try:
         until(lambda: process.poll() is not None or "fewstep serves" in cluster.log.read_text(), 180)
-        assert process.poll() is None, cluster.log.read_text()
         yield cluster
     finally:
         if process.poll() is None:
@@ -127,6 +131,25 @@ def cluster(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
         for left in cluster.processes():
             os.kill(left, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running_cluster(tmp_path_factory.mktemp("cluster"), SETTINGS.format(**models)) as cluster:
+        assert cluster.process.poll() is None, cluster.log.read_text()
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def bounded(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One replica with one place for two models, behind keys, with copies of the models."""
+    home = tmp_path_factory.mktemp("bounded")
+    copies = {name: shutil.copytree(models[name], home / name) for name in ("quick", "teacher")}
+    key = new_key("ann", home / "keys.txt")
+    settings = SETTINGS.format(**copies).replace("most = 2", "most = 1\nmodels = 1")
+    with running_cluster(home, f'keys = "keys.txt"\n{settings}', key) as cluster:
+        assert cluster.process.poll() is None, cluster.log.read_text()
+        yield cluster
 
 
 def test_it_is_the_same_application(cluster: Cluster) -> None:
@@ -221,3 +244,70 @@ def test_what_is_being_drawn_is_finished_and_nothing_is_left(cluster: Cluster) -
         assert [answer.result().status_code for answer in answers] == [200] * 4
     assert cluster.process.wait(90) == 0, cluster.log.read_text()
     until(lambda: not cluster.processes(), 30)
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "sentence"),
+    [
+        (None, "", r"there is no model at \S+: give the directory that `fewstep train` wrote"),
+        ("", "", r"\S+ holds no fewstep.json: give a directory that `fewstep train` finished writing"),
+        ("quick", "", r"cannot listen on 127.0.0.1:\d+ \(Address already in use\): give another port in the file"),
+        ("quick", 'host = "0.0.0.0"', r"\S+: 0.0.0.0 is reached from other machines: make keys with .*"),
+    ],
+)
+def test_what_cannot_be_served_is_one_sentence(
+    content: str | None, settings: str, sentence: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Before Ray starts."""
+    if content == "":
+        (tmp_path / "model").mkdir()
+    elif content:
+        shutil.copytree(models[content], tmp_path / "model")
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:  # as Ray itself listens
+        file = tmp_path / "ray.toml"
+        file.write_text(f'port = {taken.getsockname()[1]}\n{settings}\n[models.quick]\npath = "model"\n')
+        done = subprocess.run([*COMMAND, str(file)], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 2
+    assert re.fullmatch(f"fewstep: {sentence}\n", done.stderr), done.stderr
+
+
+def test_damaged_weights_are_one_last_sentence(models: dict[str, Path], tmp_path: Path) -> None:
+    damage(shutil.copytree(models["quick"], tmp_path / "quick"))
+    settings = '[models.quick]\npath = "quick"\nengine = "torch"\n[replicas]\ncpus = 0.1\n'
+    with running_cluster(tmp_path, settings) as cluster:
+        assert cluster.process.wait(30) == 2
+        last = cluster.log.read_text().splitlines()[-1]
+        assert re.match(r"fewstep: the application does not start: cannot load \S+/transformer: ", last)
+        assert not cluster.processes()
+
+
+def damage(model: Path) -> None:
+    """Cut the weights short."""
+    with (model / "transformer" / "diffusion_pytorch_model.safetensors").open("r+b") as weights:
+        weights.truncate(1000)
+
+
+def test_keys_are_asked_for(bounded: Cluster) -> None:
+    for headers in ({}, {"Authorization": "Bearer fs-none"}):
+        assert httpx.post(bounded.url + PATH, json={"prompt": "a"}, headers=headers).status_code == 401
+    assert bounded.ask(seed=1).status_code == 200
+
+
+def test_models_take_turns_in_one_place(bounded: Cluster) -> None:
+    first = bounded.ask(model="quick", seed=1).json()["data"][0]["b64_json"]
+    (replica,) = bounded.replicas()
+    with ThreadPoolExecutor(4) as pool:
+        long = pool.submit(bounded.ask, model="teacher", num_inference_steps=100, seed=2, n=16)
+        others = [pool.submit(bounded.ask, model=name, seed=1) for name in ("quick", "teacher", "quick")]
+        assert {answer.result().status_code for answer in (long, *others)} == {200}  # each was drawn to its end
+    assert others[0].result().json()["data"][0]["b64_json"] == first
+    assert bounded.ask(model="quick", seed=1).json()["data"][0]["b64_json"] == first
+    assert children(replica) == 1
+
+
+def test_a_model_that_does_not_open_again_is_one_sentence(bounded: Cluster) -> None:
+    assert bounded.ask(model="quick", seed=1).status_code == 200
+    damage(bounded.log.parent / "teacher")
+    refused = bounded.ask(model="teacher", seed=1)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_not_open")
+    assert bounded.ask(model="quick", seed=1).status_code == 200
