@@ -5,8 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from ..runtime.engines import PRECISIONS
-from ..runtime.engines.openvino import SUFFIX, has_bf16
-from ..runtime.errors import require
+from ..runtime.engines.openvino import SUFFIX, has_bf16, openvino
 from .graph import Graph
 from .large import readable
 from .weight_only import BITS, compressed, silent_nncf
@@ -38,14 +37,14 @@ def write(graph: Graph, folder: Path, name: str, precision: str) -> Mapping[str,
     Raises:
         FewstepError: OpenVINO is missing, or NNCF for few bits.
     """
-    openvino, path = require("openvino", "openvino"), folder / f"{name}{SUFFIX}"
+    library, path = openvino(), folder / f"{name}{SUFFIX}"
     # Stored in float32 whatever the precision, which only says how the engine computes. Float16 halves the file but
     # makes small constants zero, such as the 1e-15 that keeps linear attention from dividing 0 by 0.
-    save = partial(openvino.save_model, output_model=path, compress_to_fp16=False)
+    save = partial(library.save_model, output_model=path, compress_to_fp16=False)
     if precision in BITS:
         model, kept = compressed(graph.model, precision)
         save(model)
         return kept
     with readable(graph.model) as source:
-        save(openvino.Core().read_model(source))
+        save(library.Core().read_model(source))
     return None

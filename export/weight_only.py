@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from ..runtime.engines.openvino import openvino
 from ..runtime.errors import require
 from .int8 import kept_products, with_names, without_advice
 
@@ -58,10 +59,10 @@ def compressed(model: Any, precision: str) -> tuple[Any, dict[str, int]]:
     Raises:
         FewstepError: OpenVINO or NNCF is missing.
     """
-    openvino, nncf = require("openvino", "openvino"), silent_nncf()
+    library, nncf = openvino(), silent_nncf()
     copy = with_names(model)
     kept = kept_products(copy.graph)
-    read = openvino.Core().read_model(copy.SerializeToString())
+    read = library.Core().read_model(copy.SerializeToString())
     settings: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
     if BITS[precision] == 4:
         settings = {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": BLOCK, "ratio": 1.0, "all_layers": True}

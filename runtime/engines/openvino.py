@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: the fastest engine there, in bfloat16 where the CPU has it."""
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -34,7 +35,7 @@ class OpenVinoEngine:
     """
 
     def __init__(self, path: Path, precision: str) -> None:
-        self._core = require("openvino", "openvino").Core()
+        self._core = openvino().Core()
         self._model, self._precision = self._core.read_model(path), precision
         self._small = path.with_suffix(".bin").stat().st_size <= SMALL
         self._compiled: OrderedDict[Shapes, Any] = OrderedDict()
@@ -91,12 +92,21 @@ def load(folder: Path, graph: str, precision: str) -> Engine:
     return OpenVinoEngine(folder / f"{graph}{SUFFIX}", precision)
 
 
+def openvino() -> Any:
+    """The library; `FewstepError` if it is missing.
+
+    Its converter reports every use to its makers through a package of its own, and does not where that is missing.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return require("openvino", "openvino")
+
+
 def library() -> str:
     """OpenVINO's version."""
-    return f"openvino {require('openvino', 'openvino').__version__}"
+    return f"openvino {openvino().__version__}"
 
 
 def has_bf16() -> bool:
     """Whether this CPU computes in bfloat16."""
-    core = require("openvino", "openvino").Core()
+    core = openvino().Core()
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

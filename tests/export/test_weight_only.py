@@ -119,3 +119,16 @@ def test_nncf_reports_to_nobody_and_draws_no_progress(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NNCF_")}
     done = subprocess.run(program, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout) == (0, "silent\n"), done.stderr
+
+
+def test_openvinos_converter_reports_to_nobody() -> None:
+    for library in ("openvino", "openvino_telemetry"):
+        pytest.importorskip(library)
+    program = (
+        "from fewstep.runtime.engines.openvino import library\n"
+        "library()\n"
+        "from openvino.tools.ovc import telemetry_utils\n"
+        "print(telemetry_utils.tm.__name__)\n"
+    )
+    said = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "openvino.tools.ovc.telemetry_stub"
