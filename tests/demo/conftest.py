@@ -77,9 +77,9 @@ def demo(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterato
     assert demo.stop() in (0, -signal.SIGTERM), log.read_text()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A browser without a window."""
+    """A browser without a window; while it is there, its event loop runs, and tests of other files could have none."""
     playwright = pytest.importorskip("playwright.sync_api")
     program = shutil.which("chromium")
     if program is None:
