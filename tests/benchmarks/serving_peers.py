@@ -71,7 +71,11 @@ async def serving(name: str, model: Path) -> AsyncIterator[str]:
         yield url
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(90)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:  # it would first work off all that nobody waits for any longer
+            process.kill()
+            process.wait()
 
 
 async def ask(session: aiohttp.ClientSession, url: str, prompt: str, patience: float) -> int:
