@@ -195,12 +195,10 @@ class Pipeline:
             raise FewstepError("a negative prompt needs classifier-free guidance: give a teacher and a scale above 1")
         if strength is not None and image is None:
             raise FewstepError("a strength says how much of an image to replace: give the image too")
-        pictures = None
-        if image is None:
-            engines = self._engines_for(chosen_steps, sampler, scale, negative_prompt)
-        else:
-            strength = DEFAULT_STRENGTH if strength is None else strength
-            engines = self._edit_engines(chosen_steps, sampler, scale, negative_prompt, strength)
+        if image is not None and strength is None:
+            strength = DEFAULT_STRENGTH
+        engines, pictures = self._engines_for(chosen_steps, sampler, scale, negative_prompt, strength), None
+        if image is not None:
             pictures = _pictures(image, count, len(prompts), *self._torch.size)
         if preview and engines.watched:
             engines = engines.watched(preview)
@@ -270,29 +268,33 @@ class Pipeline:
     def _default(self) -> Engines:
         return self._engines_for(self._steps(None), *self._sampling(None, None))
 
-    def _engines_for(self, steps: int, sampler: str, scale: float, negative_prompt: str = "") -> Engines:
-        is_student = self.card.kind == "student"
-        guidance = 1.0 if is_student else scale
-        key = (steps, sampler, guidance, negative_prompt)
-        if key not in self._engines:
-            if len(self._engines) >= MOST_TRAJECTORIES:  # scales are floats: a server may meet any number of them
-                del self._engines[next(iter(self._engines))]
-            in_torch = self._wanted == TORCH or (self._wanted == "auto" and not is_student)
-            others = self._open_compiled if self._wanted == COMPILED else self._open_exported
-            self._engines[key] = (self._open_torch if in_torch else others)(*key)
-        return self._engines[key]
-
-    def _edit_engines(self, steps: int, sampler: str, scale: float, negative_prompt: str, strength: float) -> Engines:
-        """What starts from an image: torch, since exports neither have the encoder nor start in the middle."""
-        if self._wanted not in ("auto", "torch"):
+    def _engines_for(
+        self, steps: int, sampler: str, scale: float, negative_prompt: str = "", strength: float | None = None
+    ) -> Engines:
+        """With a strength, what starts from an image: torch, since exports neither have the encoder nor start late."""
+        if strength is not None and self._wanted not in ("auto", TORCH):
             raise FewstepError(
                 f"image-to-image runs on torch, not on {self._wanted}: open the model with torch or auto"
             )
-        guidance = 1.0 if self.card.kind == "student" else scale
-        return self._torch.engines(self.card, steps, sampler, guidance, negative_prompt, strength=strength)
+        is_student = self.card.kind == "student"
+        guidance = 1.0 if is_student else scale
+        setting = (steps, sampler, guidance, negative_prompt)
+        key = (*setting, strength)
+        if key not in self._engines:
+            if len(self._engines) >= MOST_TRAJECTORIES:  # scales are floats: a server may meet any number of them
+                del self._engines[next(iter(self._engines))]
+            if strength is not None or self._wanted == TORCH or (self._wanted == "auto" and not is_student):
+                self._engines[key] = self._open_torch(*setting, strength)
+            elif self._wanted == COMPILED:
+                self._engines[key] = self._open_compiled(*setting)
+            else:
+                self._engines[key] = self._open_exported(*setting)
+        return self._engines[key]
 
-    def _open_torch(self, steps: int, sampler: str, guidance: float, negative_prompt: str) -> Engines:
-        return self._torch.engines(self.card, steps, sampler, guidance, negative_prompt)
+    def _open_torch(
+        self, steps: int, sampler: str, guidance: float, negative_prompt: str, strength: float | None = None
+    ) -> Engines:
+        return self._torch.engines(self.card, steps, sampler, guidance, negative_prompt, strength=strength)
 
     def _open_compiled(self, steps: int, sampler: str, guidance: float, negative_prompt: str) -> Engines:
         return self._compiled.engines(self.card, steps, sampler, guidance, negative_prompt)

@@ -9,7 +9,7 @@ import typer
 from ...runtime.artefact import read_card
 from ...runtime.errors import FewstepError, require
 from ..models import SHIPPED_STUDENT, SHIPPED_TEACHER
-from ..serve.command import named, run
+from ..serve.command import named, require_server, run
 
 BENCHMARK = Path(__file__).resolve().parent.parent.parent / "results" / "bench.json"
 
@@ -28,8 +28,7 @@ def demo(
 ) -> None:
     """Show models on a page for this machine's browser: type and see, beside the teacher, on every engine."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
-    for library in ("fastapi", "uvicorn", "prometheus_client"):
-        require(library, "serve")
+    require_server()
     require("gradio", "demo")
     from ..serve.keys import is_loopback
     from ..serve.server import LOOPBACK_NAMES, ServerSettings, create_app

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ..serve.context import Context
 from ..serve.faults import FaultError, invalid_request
-from ..serve.pictures import encode
+from ..serve.pictures import drawn
 from ..serve.service import Service
 from ..serve.wishes import GenerationRequest, check_wishes, make_jobs
 from ..serve.worker import Facts
@@ -80,9 +80,7 @@ async def draw_with(
     check_wishes(request, facts)
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     jobs = make_jobs(request, prompts, request.n or 1, facts, user, context.limits.wait_seconds)
-    pictures = await context.draw(service, jobs, asyncio.Event().wait())
-    await context.check([job.prompt for job in jobs], pictures)
-    files = await encode(context, service, facts, jobs, pictures)
+    pictures, files = await drawn(context, service, facts, jobs, asyncio.Event().wait())
     milliseconds = 1000 * (time.perf_counter() - start)
     return [
         Drawing(file, picture.pixels, job.prompt, job.seed, job.steps, service.name, picture.engine, milliseconds)

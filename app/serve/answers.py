@@ -15,21 +15,21 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 
 from .context import Context, disconnected
-from .faults import FaultError
-from .jobs import Job, Picture, Preview
-from .pictures import encode, png_of
+from .faults import FaultError, documented
+from .jobs import Job, Picture, Preview, Start
+from .pictures import drawn, png_of
 from .service import Service
-from .wishes import ImageWishes
+from .wishes import ImageWishes, make_jobs
 from .worker import Facts
 
-STREAMED: dict[int | str, dict[str, Any]] = {
+ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The images, or with `stream` the events.",
         "content": {"text/event-stream": {}},
-    }
+    },
+    **documented(400, 401, 404, 408, 413, 429, 500, 503),
 }
-MakeJobs = Callable[[Preview | None], list[Job]]
-"""The jobs of a request, which want previews or not."""
+"""Of a route that answers with images."""
 
 
 class ImageData(BaseModel):
@@ -61,6 +61,7 @@ class Answer:
         request: whose client waits.
         service: the model.
         facts: what it says of itself.
+        user: whose turn it takes.
         event: how the names of events begin.
     """
 
@@ -68,31 +69,37 @@ class Answer:
     request: Request
     service: Service
     facts: Facts
+    user: str
     event: str
 
-    async def give(self, body: ImageWishes, make: MakeJobs) -> Response:
-        """Draw, and answer in the form that the body asks for."""
+    async def give(self, body: ImageWishes, prompts: Sequence[str], start: Start | None = None) -> Response:
+        """Draw prompts, from a picture or from nothing, and answer in the form that the body asks for."""
+
+        def make(preview: Preview | None) -> list[Job]:
+            patience = self.context.limits.wait_seconds
+            return make_jobs(body, prompts, body.n or 1, self.facts, self.user, patience, preview, start)
+
         if body.stream:
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            return StreamingResponse(self._events(body, make), media_type="text/event-stream", headers=headers)
-        start, jobs = time.perf_counter(), make(None)
-        pictures = await self.context.draw(self.service, jobs, disconnected(self.request))
-        await self.context.check([job.prompt for job in jobs], pictures)
-        files = await encode(self.context, self.service, self.facts, jobs, pictures)
+            return StreamingResponse(
+                self._events(body.partial_images or 0, make), media_type="text/event-stream", headers=headers
+            )
+        begin, jobs = time.perf_counter(), make(None)
+        pictures, files = await drawn(self.context, self.service, self.facts, jobs, disconnected(self.request))
         answer = {
             "created": int(time.time()),
             "data": [_data(file, job) for file, job in zip(files, jobs, strict=True)],
             **self._common(jobs[0], pictures[0]),
-            "milliseconds": round(1000 * (time.perf_counter() - start), 3),
+            "milliseconds": round(1000 * (time.perf_counter() - begin), 3),
         }
         return JSONResponse(answer)
 
-    async def _events(self, body: ImageWishes, make: MakeJobs) -> AsyncIterator[str]:
+    async def _events(self, wanted: int, make: Callable[[Preview | None], list[Job]]) -> AsyncIterator[str]:
         """One image after another; a fault is an event, too, since the status is sent by then."""
         previews: asyncio.Queue[npt.NDArray[np.uint8]] = asyncio.Queue()
         try:
-            for job in make(previews.put_nowait if body.partial_images else None):
-                async for event in self._follow(job, previews, body.partial_images or 0):
+            for job in make(previews.put_nowait if wanted else None):
+                async for event in self._follow(job, previews, wanted):
                     yield event
         except FaultError as fault:
             self.context.metrics.rejections.labels(fault.code).inc()
@@ -102,7 +109,8 @@ class Answer:
         self, job: Job, previews: asyncio.Queue[npt.NDArray[np.uint8]], wanted: int
     ) -> AsyncIterator[str]:
         """The previews of one image as they come, then the image."""
-        drawing = asyncio.create_task(self.context.draw(self.service, [job], disconnected(self.request)))
+        gone = disconnected(self.request)
+        drawing = asyncio.create_task(drawn(self.context, self.service, self.facts, [job], gone))
         try:
             shown = evenly(job.evaluations - 1, wanted)
             for position in range(job.evaluations - 1 if wanted else 0):
@@ -112,15 +120,13 @@ class Answer:
                     preview.cancel()
                     break
                 if position in shown:
-                    picture = base64.b64encode(await png_of(preview.result())).decode()
+                    shot = base64.b64encode(await png_of(preview.result())).decode()
                     index = shown.index(position)
-                    yield self._event("partial_image", {"b64_json": picture, "partial_image_index": index})
-            pictures = await drawing
+                    yield self._event("partial_image", {"b64_json": shot, "partial_image_index": index})
+            (picture,), (file,) = await drawing
             while not previews.empty():  # the last foresees the image itself
                 previews.get_nowait()
-            await self.context.check([job.prompt], pictures)
-            file = (await encode(self.context, self.service, self.facts, [job], pictures))[0]
-            yield self._event("completed", {**_data(file, job), **self._common(job, pictures[0])})
+            yield self._event("completed", {**_data(file, job), **self._common(job, picture)})
         finally:
             drawing.cancel()
 

@@ -59,8 +59,7 @@ def serve(
 
         serve_on_ray(ray)
         return
-    for library in ("fastapi", "uvicorn", "prometheus_client"):
-        require(library, "serve")
+    require_server()
     from .keys import Keys, is_loopback
     from .server import LOOPBACK_NAMES, ServerSettings, create_app
     from .service import Limits
@@ -91,6 +90,12 @@ def key(
     from .keys import new_key
 
     typer.echo(new_key(name, file))
+
+
+def require_server() -> None:
+    """Raise `FewstepError` if a library of the server is missing."""
+    for library in ("fastapi", "uvicorn", "prometheus_client"):
+        require(library, "serve")
 
 
 def named(models: list[str]) -> dict[str, Path]:
@@ -140,7 +145,7 @@ def run(app: "FastAPI", host: str, port: int) -> None:
     Raises:
         FewstepError: a model does not open, or the address is taken.
     """
-    with _listen(host, port) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with listen(host, port) as listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(app, listener))
 
 
@@ -154,7 +159,8 @@ def _loop_factory() -> "Callable[[], asyncio.AbstractEventLoop] | None":
     return factory
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, advice: str = "give another --port") -> socket.socket:
+    """A socket that listens; `FewstepError` with an advice if the address is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With its protocol named: asyncio turns Nagle's algorithm off, which costs 40 ms a request, for such sockets only.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -165,7 +171,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return listener
     except OSError as error:
         listener.close()
-        raise FewstepError(f"cannot listen on {host}:{port} ({error.strerror}): give another --port") from error
+        raise FewstepError(f"cannot listen on {host}:{port} ({error.strerror}): {advice}") from error
 
 
 async def _serve(app: "FastAPI", listener: socket.socket) -> None:

@@ -5,11 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Form, Request
 from fastapi.responses import Response
 
-from .answers import STREAMED, Answer, ImagesResponse
+from .answers import ANSWERS, Answer, ImagesResponse
 from .context import Context, context_of
-from .faults import documented
 from .uploads import picture_of
-from .wishes import EditRequest, GenerationRequest, check_edit, check_size, check_wishes, make_jobs
+from .wishes import EditRequest, GenerationRequest, ImageWishes, check_edit, check_size, check_wishes
 
 router = APIRouter()
 
@@ -17,7 +16,7 @@ router = APIRouter()
 @router.post(
     "/v1/images/generations",
     response_model=ImagesResponse,
-    responses=STREAMED | documented(400, 401, 404, 408, 413, 429, 500, 503),
+    responses=ANSWERS,
     summary="Images from prompts",
 )
 async def generate(
@@ -28,21 +27,14 @@ async def generate(
     With `stream`, the answer is a stream of server-sent events: for each image as many `image_generation.partial_image`
     as asked for, then `image_generation.completed`.
     """
-    user = context.user(request, body.user)
-    service, facts = context.service(body.model)
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    check_size(body.size, facts)
-    check_wishes(body, facts)
-    answer = Answer(context, request, service, facts, "image_generation")
-    return await answer.give(
-        body, lambda preview: make_jobs(body, prompts, body.n or 1, facts, user, context.limits.wait_seconds, preview)
-    )
+    return await _answer(context, request, body, "image_generation").give(body, prompts)
 
 
 @router.post(
     "/v1/images/edits",
     response_model=ImagesResponse,
-    responses=STREAMED | documented(400, 401, 404, 408, 413, 429, 500, 503),
+    responses=ANSWERS,
     summary="Images from an image and a prompt",
 )
 async def edit(
@@ -52,15 +44,15 @@ async def edit(
 
     `strength` is the share of the steps that is taken: the larger, the less of the picture stays.
     """
+    answer = _answer(context, request, body, "image_edit")
+    start = check_edit(body, answer.facts, await picture_of(body.image, answer.facts))
+    return await answer.give(body, [body.prompt], start)
+
+
+def _answer(context: Context, request: Request, body: ImageWishes, event: str) -> Answer:
+    """To a request that the model can serve; `FaultError` if it cannot."""
     user = context.user(request, body.user)
     service, facts = context.service(body.model)
     check_size(body.size, facts)
     check_wishes(body, facts)
-    start = check_edit(body, facts, await picture_of(body.image, facts))
-    answer = Answer(context, request, service, facts, "image_edit")
-    return await answer.give(
-        body,
-        lambda preview: make_jobs(
-            body, [body.prompt], body.n or 1, facts, user, context.limits.wait_seconds, preview, start
-        ),
-    )
+    return Answer(context, request, service, facts, user, event)

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from .context import Context, context_of
 from .faults import FaultError, invalid_request
 from .jobs import Job
-from .pictures import encode
+from .pictures import drawn
 from .wishes import Prompt, Wishes, check_wishes, make_jobs
 
 router = APIRouter()
@@ -99,9 +99,7 @@ async def _draw(context: Context, request: LiveRequest, user: str) -> dict[str, 
     service, facts = context.service(request.model)
     check_wishes(request, facts)
     jobs: list[Job] = make_jobs(request, [request.prompt], 1, facts, user, context.limits.wait_seconds)
-    pictures = await context.draw(service, jobs, asyncio.Event().wait())
-    await context.check([request.prompt], pictures)
-    file = (await encode(context, service, facts, jobs, pictures))[0]
+    _, (file,) = await drawn(context, service, facts, jobs, asyncio.Event().wait())
     seconds = time.perf_counter() - start
     return {
         "b64_json": base64.b64encode(file).decode(),

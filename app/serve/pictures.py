@@ -2,7 +2,8 @@
 
 import asyncio
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +38,22 @@ async def png_of(pixels: npt.NDArray[np.uint8], metadata: Mapping[str, str] | No
     return await asyncio.to_thread(png, pixels, metadata or {})
 
 
-async def encode(
+async def drawn(
+    context: Context, service: Service, facts: Facts, jobs: Sequence[Job], gone: Coroutine[Any, Any, object]
+) -> tuple[list[Picture], list[bytes]]:
+    """Have jobs drawn, and checked: their pictures, and those as files.
+
+    Raises:
+        FaultError: as of `Context.draw` and `Context.check`.
+    """
+    pictures = await context.draw(service, jobs, gone)
+    await context.check([job.prompt for job in jobs], pictures)
+    return pictures, await _encode(context, service, facts, jobs, pictures)
+
+
+async def _encode(
     context: Context, service: Service, facts: Facts, jobs: Sequence[Job], pictures: Sequence[Picture]
 ) -> list[bytes]:
-    """The file of each job's picture."""
     with context.metrics.encoding.labels(service.name).time():
         return [
             await png_of(picture.pixels, metadata(service, facts, job, picture))

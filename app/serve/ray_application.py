@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from pathlib import Path
@@ -14,7 +13,7 @@ import typer
 
 from ...runtime.artefact import read_card
 from ...runtime.errors import FewstepError, require
-from .command import find_checker
+from .command import find_checker, listen
 from .keys import Keys
 from .ray_front import Front
 from .ray_models import Models
@@ -131,23 +130,13 @@ def _join(ray: Any, settings: RaySettings) -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address, logging_level=logging.WARNING)
         return
-    _check_port(settings.host, settings.port)
+    # Ray would share a port with another server that lets it: each gets some of the requests.
+    listen(settings.host, settings.port, "give another port in the file").close()
     # Ray has its processes import from the folder that it is started in: files there would pass for packages.
     with contextlib.chdir(sys.prefix):
         ray.init(
             "local", logging_level=logging.WARNING, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES
         )
-
-
-def _check_port(host: str, port: int) -> None:
-    """Ray would share a port with another server that lets it: each gets some of the requests."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            reason = f"cannot listen on {host}:{port} ({error.strerror})"
-            raise FewstepError(f"{reason}: give another port in the file") from error
 
 
 def _cause(status: Any) -> str:
