@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ..runtime.engines import Arrays, Engine
-from ..runtime.errors import FewstepError
+from ..runtime.errors import FewstepError, first_line
 from ..runtime.files import atomic_path, write_json
 from .diagnosis import first_difference
 from .differences import END_TO_END, TOLERANCES
 from .graph import Graph
-from .parity import Failure, ParityReport, Trial, first_line
+from .parity import Failure, ParityReport, Trial
 from .pictures import save_side_by_side
 
 REPORT, PICTURES = "parity.json", "pictures.png"

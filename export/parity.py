@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.engines import PIXELS, TEXT_ENCODER, TRAJECTORY, Arrays, Engines
+from ..runtime.errors import first_line
 from ..runtime.noise import trajectory_noise
 from ..runtime.text import CONDITION, Tokenizer
 from .differences import (
@@ -261,9 +262,3 @@ def with_quality(report: ParityReport, torch: float, engine: float) -> ParityRep
         return replace(report, quality=quality)
     reason = f"its score falls from {torch:.3g} to {engine:.3g}, and {LARGEST_DROP:g} is allowed"
     return replace(report, quality=quality, failure=Failure("quality", reason))
-
-
-def first_line(error: Exception) -> str:
-    """What a library has to say, which may run to pages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -8,7 +8,7 @@ import torch
 
 from ..runtime.artefact import read_card, save_artefact
 from ..runtime.engines.store import list_engines
-from ..runtime.errors import FewstepError, require
+from ..runtime.errors import FewstepError, first_line, require
 from ..runtime.families import family_of, load_model
 from ..runtime.files import sha256_of
 from .export import ExportReport, check_request, export_source
@@ -89,5 +89,5 @@ def merge(network: Any, lora: Path, part: str) -> None:
         network.load_lora_adapter(weights, prefix=part)
         network.fuse_lora(safe_fusing=True)
     except (RuntimeError, ValueError) as error:
-        raise FewstepError(f"{lora} does not fit this {part}: {str(error).splitlines()[0]}") from error
+        raise FewstepError(f"{lora} does not fit this {part}: {first_line(error)}") from error
     network.unload_lora()

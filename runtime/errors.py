@@ -1,4 +1,4 @@
-"""The one exception people see, and the check for optional libraries."""
+"""The one exception people see, what other errors say in a line, and the check for optional libraries."""
 
 import importlib
 from types import ModuleType
@@ -6,6 +6,12 @@ from types import ModuleType
 
 class FewstepError(Exception):
     """Something the user can put right; the message is one sentence that says what and how."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library has to say, which may run to pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def require(module: str, extra: str) -> ModuleType:

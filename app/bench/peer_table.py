@@ -1,11 +1,11 @@
 """What `fewstep bench --peers` makes of its measurements: ratios with their spread, a table, and a picture."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from ..psnr import psnr
 from ..tables import Column, markdown_table
 from .contender import REFERENCE, slug
 
@@ -109,19 +109,17 @@ def _checked(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     ours, wanted = (folder / f"{slug(name)}.npy" for name in (row["name"], REFERENCE))
     if "reason" in row or not wanted.is_file():
         return row
-    psnr = _psnr(ours, wanted)
-    if psnr < LEAST_PSNR:
+    decibels = _psnr(ours, wanted)
+    if decibels < LEAST_PSNR:
         kept = {name: row[name] for name in ("name", "ours")}
-        return {**kept, "psnr": psnr, "reason": f"it draws other pictures than {REFERENCE}"}
-    return {**row, "psnr": psnr}
+        return {**kept, "psnr": decibels, "reason": f"it draws other pictures than {REFERENCE}"}
+    return {**row, "psnr": decibels}
 
 
 def _psnr(path: Path, other: Path) -> float:
     import numpy as np
 
-    pixels, wanted = (np.load(file, allow_pickle=False).astype(np.float64) for file in (path, other))
-    error = float(np.mean((pixels - wanted) ** 2))
-    return EQUAL_PSNR if error == 0 else min(EQUAL_PSNR, 10 * math.log10(255**2 / error))
+    return min(EQUAL_PSNR, psnr(*(np.load(file, allow_pickle=False) for file in (path, other))))
 
 
 def _ratio(row: Mapping[str, Any], other: Mapping[str, Any], batch: int) -> float:

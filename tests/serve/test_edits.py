@@ -14,7 +14,7 @@ from PIL import Image
 
 from fewstep.runtime import Pipeline
 
-from .conftest import Server
+from ..served import Server
 
 PATH = "/v1/images/edits"
 

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from .conftest import Server, start_server
+from ..served import Server
+from .conftest import start_server
 
 httpx = pytest.importorskip("httpx")
 PATH = "/v1/images/generations"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewstep.runtime import Pipeline
 
-from .conftest import Server
+from ..served import Server
 
 httpx = pytest.importorskip("httpx")
 PATH = "/v1/images/generations"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from .conftest import Server
+from ..served import Server
 
 httpx = pytest.importorskip("httpx")
 websockets = pytest.importorskip("websockets.sync.client")

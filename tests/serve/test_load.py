@@ -10,7 +10,7 @@ import pytest
 from fewstep.app.load import Outcome, load, poisson, summary
 from fewstep.runtime.errors import FewstepError
 
-from .conftest import Server
+from ..served import Server
 
 pytest.importorskip("aiohttp")
 
