@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= passive
 # The package's folders lie at the root under bare names: keep the root off sys.path.
 export PYTHONSAFEPATH := 1
 
-.PHONY: generate demo test lint types unit gpu wheels resources peers overhead serving serving-peers soak train-emoji ladder clean
+.PHONY: generate demo test lint types unit gpu wheels resources peers overhead serving serving-peers soak fuzz train-emoji ladder clean
 
 generate: .venv/generate.done  ## draw PROMPT with the shipped student and its teacher
 	@mkdir -p $(OUT)
@@ -70,6 +70,9 @@ serving-peers: .venv/develop.done  ## the same student behind other servers, int
 
 soak: .venv/develop.done  ## the same, and twenty minutes of saturation, for leaks
 	$(BIN)/python tests/benchmarks/serving.py --soak 1200 --out results/serving/$(DEVICE:auto=cpu).json
+
+fuzz: .venv/develop.done  ## ten thousand requests that nobody would write
+	$(BIN)/python -m pytest tests/serve/test_fuzz.py --hypothesis-profile fuzz --timeout 1800
 
 # Run it again to go on: each training takes up its own checkpoint and counts the minutes it has already had.
 train-emoji: .venv/develop.done  ## the shipped models from nothing, within MINUTES of training on DEVICE

@@ -38,7 +38,9 @@ async def generate(
     summary="Images from an image and a prompt",
 )
 async def edit(
-    body: Annotated[EditRequest, Form()], request: Request, context: Annotated[Context, Depends(context_of)]
+    body: Annotated[EditRequest, Form(media_type="multipart/form-data")],
+    request: Request,
+    context: Annotated[Context, Depends(context_of)],
 ) -> Response:
     """Draw `n` images that start from `image`, scaled and cropped to the model's size; events as for generations.
 

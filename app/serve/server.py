@@ -15,10 +15,10 @@ from ...runtime.errors import FewstepError
 from . import faults, images, live, operations
 from .access import Access
 from .context import Checker, Context
+from .document import describe
 from .keys import Keys
 from .metrics import Metrics
 from .service import Limits, Service
-from .wishes import narrowed
 from .worker import ModelSettings
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     for part in (images, live, operations):
         app.include_router(part.router)
     faults.install(app, metrics)
-    _describe(app, context)
+    describe(app, context)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -111,6 +111,7 @@ async def close_models(app: FastAPI) -> None:
 async def reload(app: FastAPI) -> None:
     """Open all models anew; one that does not open stays as it was, and the log says why."""
     context: Context = app.state.context
+    app.openapi_schema = None  # it tells what the models were
     for name, service in context.services.items():
         try:
             await service.reload()
@@ -126,20 +127,3 @@ def _told(service: Service) -> dict[str, Any]:
     facts = service.facts
     assert facts is not None
     return {"engine": facts.engine, "weights": facts.weights, "processes": service.process_ids}
-
-
-def _describe(app: FastAPI, context: Context) -> None:
-    """Have the OpenAPI document tell what this server can do, and nothing else."""
-    plain = app.openapi
-
-    def describe() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = plain()
-            for path in schema["paths"].values():
-                for operation in path.values():
-                    operation["responses"].pop("422", None)  # such requests are answered 400
-            names = list(context.services)
-            app.openapi_schema = narrowed(schema, names, lambda name: context.service(name)[1]) if names else schema
-        return app.openapi_schema
-
-    app.openapi = describe  # type: ignore[method-assign]

@@ -40,4 +40,5 @@ def decode(content: bytes, width: int, height: int) -> npt.NDArray[np.uint8]:
             return np.asarray(fit(image, width, height))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         known = ", ".join(FORMATS)
-        raise FaultError(400, "invalid_image", f"image: this is no picture that is known here: send {known}") from error
+        text = f"image: this is no picture that is known here: send {known}"
+        raise FaultError(400, "invalid_image", text, "image") from error

@@ -1,7 +1,7 @@
 """What may be asked for: the body of a request for images, and the jobs that it becomes."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,8 +21,9 @@ MOST_PROMPTS = 16
 LARGEST_SEED = 2**53 - MOST_IMAGES
 """What every JSON reader keeps exactly."""
 MOST_STEPS = 100
-Prompt = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_PROMPT, pattern=r"[^\s\x1c-\x1f]")]
-"""Something must be left when all that Python takes for space is gone."""
+NOT_ONLY_SPACE = r"[^\s\x1c-\x1f\x85\ufeff]"
+"""Something is left without all that Python, Rust or JavaScript takes for space: each knows more than the others."""
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_PROMPT, pattern=NOT_ONLY_SPACE)]
 
 
 def _whole(value: Any) -> Any:
@@ -155,20 +156,3 @@ def make_jobs(
         for prompt in prompts
         for position in range(count)
     ]
-
-
-def narrowed(schema: dict[str, Any], names: Sequence[str], facts: Callable[[str], Facts]) -> dict[str, Any]:
-    """An OpenAPI document that says which models, sizes and step counts this server has."""
-    fields = schema["components"]["schemas"]["GenerationRequest"]["properties"]
-    known = [facts(name) for name in names]
-    fields["model"]["anyOf"][0] = {"type": "string", "enum": list(names)}
-    sizes = list(dict.fromkeys(one.size for one in known))
-    fields["size"]["anyOf"][0] = {"type": "string", "enum": ["auto", *sizes]}
-    if all(one.steps for one in known):
-        steps = sorted({count for one in known for count in one.steps})
-        fields["num_inference_steps"]["anyOf"][0] = {"type": "integer", "enum": steps}
-    if all(one.kind != "teacher" for one in known):
-        fields["negative_prompt"]["anyOf"][0] = {"type": "string", "maxLength": 0}
-    if all(one.guidance is None for one in known):
-        fields["guidance_scale"]["anyOf"][0] = {"type": "number", "enum": [1]}
-    return schema

@@ -92,7 +92,9 @@ def serve_on_ray(model: str, port: int) -> None:
         async def generate(self, body: Body) -> Any:
             return answer(await self.handle.draw.remote(body.prompt, body.seed))
 
-    drawing = serve.deployment(Drawer).options(ray_actor_options={"num_cpus": 1})  # type: ignore[attr-defined]
+    # Ray would call the pipeline from several threads at once, and it bears one call at a time.
+    options = {"ray_actor_options": {"num_cpus": 1}, "max_ongoing_requests": 1}
+    drawing = serve.deployment(Drawer).options(**options)  # type: ignore[attr-defined]
     ray.init("local", include_dashboard=False, object_store_memory=2**28)
     serve.start(http_options={"port": port})
     serve.run(Ingress.bind(drawing.bind(model)))  # type: ignore[attr-defined]

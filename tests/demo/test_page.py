@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,12 @@ def test_a_phone_has_every_tab_and_nothing_beside_the_screen(demo: Server, chrom
     page.context.close()
 
 
-def test_a_server_that_stops_is_one_clear_line(models: list[str], chromium: Any, tmp_path: Path) -> None:
-    demo = start(tmp_path / "log", "demo", models[1], "--port", 0, "--engine", "torch")
-    page, _, _ = open_page(chromium, demo)
+def test_a_server_that_stops_is_one_clear_line_and_one_that_is_back_goes_on(
+    models: list[str], chromium: Any, tmp_path: Path
+) -> None:
+    command = ["demo", models[0], models[2], "--engine", "torch", "--port"]
+    demo = start(tmp_path / "log", *command, 0)
+    page, _, errors = open_page(chromium, demo)
     show(page, "Engines", "Compare engines", ".clock")
     demo.process.kill()
     demo.process.wait(30)
@@ -166,7 +170,17 @@ def test_a_server_that_stops_is_one_clear_line(models: list[str], chromium: Any,
     page.wait_for_selector("#unanswered:visible", timeout=WAIT)
     assert page.inner_text("#unanswered").startswith("The server does not answer: start it again with `fewstep demo`")
     assert page.inner_text(".card .value") == "no answer"
+
+    before = source(page)
+    demo = start(tmp_path / "log-again", *command, urlsplit(demo.url).port)
+    page.wait_for_selector("#unanswered", state="hidden", timeout=WAIT)
+    page.get_by_role("tab", name="Draw").click()
+    page.fill(PROMPT, "a blue square, drawn by the next server")
+    changes(page, before)
+    show(page, "Teacher", "Draw both", ".told strong")
+    assert errors == []
     page.context.close()
+    assert demo.stop() in (0, -signal.SIGTERM)
 
 
 def test_the_api_stays_where_it_is(demo: Server) -> None:

