@@ -6,16 +6,12 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, repeat
 
-import numpy as np
-import numpy.typing as npt
-
 from ...runtime.errors import FewstepError
-from .jobs import FairQueue, Job, Picture, Preview
+from .jobs import FairQueue, Job, Picture
 from .metrics import Metrics
-from .worker import Batch, Drawn, EndedError, EngineError, Facts, ModelSettings, Worker
+from .worker import Batch, EndedError, EngineError, Facts, ModelSettings, Worker
 
 MOST_ATTEMPTS = 2
 """Processes that one image may end before it is given up: it may be what ends them."""
@@ -213,8 +209,7 @@ class _Seat:
             [job.start.pixels for job in jobs if job.start],
             first.start.strength if first.start else None,
         )
-        preview = first.preview and partial(_hand_over, loop, first.preview)
-        drawn: Drawn = await loop.run_in_executor(self.worker.thread, self.worker.draw, batch, preview)
+        drawn = await self.worker.draw(batch, first.preview)
         self._service._learn(jobs, loop.time() - begin)
         self._service.metrics.drawn(self._service.name, drawn, waits)
         for job, pixels in zip(jobs, drawn.pixels, strict=True):
@@ -249,11 +244,6 @@ class _Seat:
         self._jobs = []
         await asyncio.to_thread(worker.close)
         self.worker = await service._replace()
-
-
-def _hand_over(loop: asyncio.AbstractEventLoop, preview: Preview, pixels: npt.NDArray[np.uint8]) -> None:
-    """From a worker's thread to who waits in the event loop."""
-    loop.call_soon_threadsafe(preview, pixels)
 
 
 def fail(jobs: Sequence[Job], error: Exception) -> None:

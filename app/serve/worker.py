@@ -3,13 +3,13 @@
 What goes between the processes is this package's own; nothing of a request but its prompt and numbers gets there.
 """
 
+import asyncio
 import contextlib
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -121,7 +121,7 @@ class RefusedError(EngineError):
 
 
 class Worker:
-    """The process of one model; a call at a time, from its own `thread`.
+    """The process of one model; a call at a time, in an event loop.
 
     Raises:
         FewstepError: the model does not open.
@@ -131,11 +131,12 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, settings), daemon=True)
-        self.thread = ThreadPoolExecutor(1, f"draw-{settings.directory.name}")
         self._process.start()
         theirs.close()
         try:
-            self.facts: Facts = self._answer(START_SECONDS)
+            if not self._connection.poll(START_SECONDS):
+                self._process.kill()
+            self.facts: Facts = self._receive()
         except EndedError as error:
             self.close()
             raise FewstepError(
@@ -150,7 +151,7 @@ class Worker:
         """Of the process."""
         return self._process.pid or 0
 
-    def draw(self, batch: Batch, preview: Callable[[npt.NDArray[np.uint8]], None] | None = None) -> Drawn:
+    async def draw(self, batch: Batch, preview: Callable[[npt.NDArray[np.uint8]], None] | None = None) -> Drawn:
         """Draw a batch; `preview` is called with the pixels (H, W, 3) of a batch of one after each evaluation.
 
         Raises:
@@ -161,7 +162,7 @@ class Worker:
             self._connection.send((batch, preview is not None))
         except OSError as error:
             raise EndedError from error
-        while isinstance(answer := self._answer(), np.ndarray):
+        while isinstance(answer := await self._answer(), np.ndarray):
             if preview:
                 preview(answer)
         drawn: Drawn = answer
@@ -176,12 +177,22 @@ class Worker:
             self._process.kill()
             self._process.join()
         self._connection.close()
-        self.thread.shutdown(wait=False)
 
-    def _answer(self, seconds: float = CALL_SECONDS) -> Any:
+    async def _answer(self) -> Any:
+        """What the process says next. No thread waits for it: changing threads takes as long as making a PNG."""
+        loop, said, descriptor = asyncio.get_running_loop(), asyncio.Event(), self._connection.fileno()
+        loop.add_reader(descriptor, said.set)
         try:
-            if not self._connection.poll(seconds):
-                self._process.kill()
+            async with asyncio.timeout(CALL_SECONDS):
+                await said.wait()
+        except TimeoutError:
+            self._process.kill()
+        finally:
+            loop.remove_reader(descriptor)
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
             raise EndedError from error

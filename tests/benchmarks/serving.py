@@ -6,18 +6,21 @@ machine with both. Overload is what `fewstep load` sends; memory is that of the 
 
 import argparse
 import asyncio
+import json
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 from rich.console import Console
@@ -49,19 +52,25 @@ def serving(model: Path, engine: str) -> Iterator[tuple[str, int]]:
             process.wait(60)
 
 
-async def latency(url: str, pipeline: Pipeline, rounds: int) -> dict[str, Any]:
-    """Median milliseconds of one image in this process and over HTTP, in turns, each with a prompt of its own."""
+def latency(url: str, pipeline: Pipeline, rounds: int) -> dict[str, Any]:
+    """Median milliseconds of one image in this process and over HTTP, in turns, each with a prompt of its own.
+
+    The client is the standard library's: another would add its own machinery to what the server takes.
+    """
     own, over_http = [], []
-    async with aiohttp.ClientSession() as session:
+    with closing(HTTPConnection(urlsplit(url).netloc)) as connection:
         for number in range(-3, rounds):
             prompt = f"a rocket {number}, fluent 3d style"
             start = time.perf_counter()
             pipeline.generate(prompt, seed=1)
             middle = time.perf_counter()
-            async with session.post(url + PATH, json={"prompt": prompt, "seed": 1}) as answer:
-                await answer.read()
-                answer.raise_for_status()
+            body = json.dumps({"prompt": prompt, "seed": 1})
+            connection.request("POST", PATH, body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
             end = time.perf_counter()
+            if answer.status != 200:
+                raise SystemExit(f"a request was answered {answer.status}")
             if number >= 0:
                 own.append(1000 * (middle - start))
                 over_http.append(1000 * (end - middle))
@@ -176,7 +185,7 @@ def main() -> None:
     pipeline = Pipeline.from_pretrained(options.model, options.engine)
     facts: dict[str, Any] = {"machine": machine(), "engine": pipeline.engine_name, "largest_batch": LARGEST_BATCH}
     with serving(options.model, options.engine) as (url, process):
-        facts["latency"] = asyncio.run(latency(url, pipeline, options.rounds))
+        facts["latency"] = latency(url, pipeline, options.rounds)
         best = best_throughput(pipeline, options.seconds)
         clients = Saturation()
         asyncio.run(clients.run(url, options.seconds))
