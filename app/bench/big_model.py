@@ -147,6 +147,7 @@ def _write_teacher(folder: Path, vae: Any, shape: Shape) -> None:
     tokenizer = CLIPTokenizer(str(vocabulary), str(merges), model_max_length=config.max_position_embeddings)
     tokenizer.save_pretrained(place)
     save_part(CLIPTextModel(config), folder / "text_encoder")
+    _name_as_published(folder / "text_encoder" / "model.safetensors")
     save_part(vae, folder / "vae")
     (folder / "unet").mkdir()  # listed below, and the student's own
     process = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -165,3 +166,14 @@ def _write_teacher(folder: Path, vae: Any, shape: Shape) -> None:
         "vae": ["diffusers", type(vae).__name__],
     }
     write_json(folder / "model_index.json", index)
+
+
+def _name_as_published(file: Path) -> None:
+    """Put `text_model.` before the names of a text encoder's weights, as published models have it.
+
+    The versions of transformers that optimum takes (4.57, 5.5) know no other names: what they do not find is random.
+    """
+    from safetensors.torch import load_file, save_file
+
+    weights = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})

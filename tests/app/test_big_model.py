@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fewstep.app.bench.big_model import Shape, build
 from fewstep.app.bench.contender import peer_contenders
@@ -21,6 +22,7 @@ TINY = Shape(latent=8, channels=(16, 32), decoder_channels=(16, 16), heads=2, wi
 def test_stock_diffusers_draws_what_ours_draws(decoder: str, tmp_path: Path) -> None:
     model, inputs, threads = tmp_path / "model", tmp_path / "inputs.npz", torch.get_num_threads()
     build(model, decoder, TINY)
+    assert all(name.startswith("text_model.") for name in load_file(model / "text_encoder" / "model.safetensors"))
     subject = Subject("big", "big", "", (2,), build, together=False, holds_text=False)
     save_inputs(subject, model, inputs)
     stock = next(peer_contenders(subject, model, inputs, tmp_path, threads))
