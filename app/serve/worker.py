@@ -182,6 +182,7 @@ class Worker:
         """What the process says next. No thread waits for it: changing threads takes as long as making a PNG."""
         loop, said, descriptor = asyncio.get_running_loop(), asyncio.Event(), self._connection.fileno()
         loop.add_reader(descriptor, said.set)
+        os.set_blocking(descriptor, True)  # uvloop has just made it otherwise, and an answer may come in pieces
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await said.wait()
