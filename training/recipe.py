@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from ..runtime.errors import FewstepError, require
+from ..runtime.errors import FewstepError, first_line, require
 from .autoencoder import AutoencoderConfig
 from .checks import at_least
 from .collapse import WatchdogConfig
@@ -101,7 +101,7 @@ def read_recipe(path: Path, default: Recipe) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FewstepError(f"cannot read the recipe {path}: {str(error).splitlines()[0]}") from error
+        raise FewstepError(f"cannot read the recipe {path}: {first_line(error)}") from error
     return overlay(default, content or {}, str(path))
 
 

@@ -111,7 +111,6 @@ async def close_models(app: FastAPI) -> None:
 async def reload(app: FastAPI) -> None:
     """Open all models anew; one that does not open stays as it was, and the log says why."""
     context: Context = app.state.context
-    app.openapi_schema = None  # it tells what the models were
     for name, service in context.services.items():
         try:
             await service.reload()
@@ -119,6 +118,7 @@ async def reload(app: FastAPI) -> None:
             context.metrics.reloads.labels(name, "failed").inc()
             logger.error("not reloaded", extra={"model": name, "cause": str(error)})
         else:
+            app.openapi_schema = None  # it tells what the model was
             context.metrics.reloads.labels(name, "done").inc()
             logger.info("reloaded", extra={"model": name, **_told(service)})
 

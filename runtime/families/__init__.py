@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..denoiser import Condition, Denoiser
-from ..errors import FewstepError
+from ..errors import FewstepError, first_line
 from ..files import read_json, write_json
 from ..quiet import quiet
 from ..text import PromptEncoder
@@ -106,7 +106,7 @@ def load_part(kind: type[nn.Module], folder: Path, device: torch.device) -> nn.M
                 output_loading_info=True,
             )
     except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        raise FewstepError(f"cannot load {folder}: {first_line(error)}; {UNFIT}") from error
+        raise FewstepError(f"cannot load {folder}: {clause(error)}; {UNFIT}") from error
     if odd := [*found["missing_keys"], *found["unexpected_keys"]]:
         raise FewstepError(f"cannot load {folder}: its weights and its config.json differ in {min(odd)}; {UNFIT}")
     return part.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
@@ -123,9 +123,9 @@ def save_part(part: Any, folder: Path) -> None:
 UNFIT = "the files are missing, cut short or of another model"
 
 
-def first_line(error: Exception) -> str:
-    """What an error says before it goes on at length."""
-    return str(error).strip().splitlines()[0].rstrip(".:") if str(error).strip() else type(error).__name__
+def clause(error: Exception) -> str:
+    """What an error says in a line, for a sentence that goes on."""
+    return first_line(error).rstrip(".:")
 
 
 def guidance_of(condition: Condition) -> Tensor:

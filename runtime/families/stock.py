@@ -13,7 +13,7 @@ from ..artefact import INDEX, parts_of, weights_hash
 from ..errors import FewstepError
 from ..files import read_json, write_json
 from ..quiet import quiet
-from . import UNFIT, LatentDecoder, LatentEncoder, PartLoader, first_line, save_part
+from . import UNFIT, LatentDecoder, LatentEncoder, PartLoader, clause, save_part
 
 _TEXT_PARTS = ("text_encoder", "tokenizer")
 
@@ -96,7 +96,7 @@ def load_text_pipeline(
         with quiet("diffusers"):
             return kind(**loaded, **given), encoders
     except (TypeError, ValueError) as error:
-        raise FewstepError(f"cannot open {directory}: its {INDEX} lacks a part ({first_line(error)})") from error
+        raise FewstepError(f"cannot open {directory}: its {INDEX} lacks a part ({clause(error)})") from error
 
 
 def _load_text_part(folder: Path, class_name: str | None, device: torch.device, loader: PartLoader) -> Any:
@@ -117,7 +117,7 @@ def _load_text_part(folder: Path, class_name: str | None, device: torch.device, 
         with quiet("transformers"):
             return kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # its readers in Rust raise nothing narrower
-        raise FewstepError(f"cannot load {folder}: {first_line(error)}; {UNFIT}") from error
+        raise FewstepError(f"cannot load {folder}: {clause(error)}; {UNFIT}") from error
 
 
 def save_beside_parts(directory: Path, teacher: Path, name: str, network: Any, scheduler: Any) -> None:
