@@ -1,14 +1,13 @@
 """Pixels as PNG, with what made them in its metadata."""
 
 import asyncio
-import io
+import struct
+import zlib
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from .context import Context
 from .jobs import Job, Picture
@@ -17,18 +16,37 @@ from .worker import Facts
 
 FAST = 1
 """Of zlib's levels: a little larger, several times quicker."""
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+RGB = 2
+"""Of PNG's kinds of colour."""
+UP = 2
+"""Of PNG's filters: a row is written as its difference from the one above."""
+PLAIN = bytes(5)
+"""After a text's key: not compressed, of no language, and with no other name for the key."""
 SMALL = 128 * 128
 """Pixels of a picture encoded sooner than a thread would begin; a larger one would hold up other requests."""
 
 
 def png(pixels: npt.NDArray[np.uint8], metadata: Mapping[str, str]) -> bytes:
-    """A PNG of (H, W, 3) uint8, with a text chunk for every entry."""
-    info = PngInfo()
-    for key, value in metadata.items():
-        info.add_itxt(key, value)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=FAST, pnginfo=info)
-    return file.getvalue()
+    """A PNG of (H, W, 3) uint8, with a text chunk for every entry, whose key is Latin-1 of at most 79 letters.
+
+    Written here, because Pillow takes half a millisecond longer between two drawings, a sixth of what a server may add,
+    and up to twice the time for pictures of any size, to choose a filter for every row; its files are no smaller.
+    """
+    height, width, channels = pixels.shape
+    flat = pixels.reshape(height, width * channels)
+    rows = np.empty((height, 1 + width * channels), np.uint8)
+    rows[:, 0] = UP
+    rows[0, 1:] = flat[0]
+    np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
+    header = struct.pack(">IIBBBBB", width, height, 8, RGB, 0, 0, 0)
+    texts = [_chunk(b"iTXt", key.encode("latin-1") + PLAIN + text.encode()) for key, text in metadata.items()]
+    data = _chunk(b"IDAT", zlib.compress(rows.data, FAST))
+    return b"".join((SIGNATURE, _chunk(b"IHDR", header), *texts, data, _chunk(b"IEND", b"")))
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 async def png_of(pixels: npt.NDArray[np.uint8], metadata: Mapping[str, str] | None = None) -> bytes:

@@ -7,16 +7,19 @@ machine with both. Overload is what `fewstep load` sends; memory is that of the 
 import argparse
 import asyncio
 import json
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from itertools import count
+from operator import sub
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,31 +58,62 @@ def serving(model: Path, engine: str) -> Iterator[tuple[str, int]]:
 def latency(url: str, pipeline: Pipeline, rounds: int) -> dict[str, Any]:
     """Median milliseconds of one image in this process and over HTTP, in turns, each with a prompt of its own.
 
-    The client is the standard library's: another would add its own machinery to what the server takes.
+    One client does no more than write the request's bytes to a socket and read the answer's, so that it shows what the
+    server takes; the other is the standard library's, which parses headers, too.
     """
-    own, over_http = [], []
-    with closing(HTTPConnection(urlsplit(url).netloc)) as connection:
+    address = urlsplit(url)
+    with (
+        socket.create_connection((address.hostname, address.port)) as connection,
+        closing(HTTPConnection(address.netloc)) as client,
+    ):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        ways: dict[str, Callable[[str], object]] = {
+            "pipeline": lambda prompt: pipeline.generate(prompt, seed=1),
+            "socket": lambda prompt: ask_by_socket(connection, body_for(prompt)),
+            "http_client": lambda prompt: ask_by_client(client, body_for(prompt)),
+        }
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        order = random.Random(0)
         for number in range(-3, rounds):
-            prompt = f"a rocket {number}, fluent 3d style"
-            start = time.perf_counter()
-            pipeline.generate(prompt, seed=1)
-            middle = time.perf_counter()
-            body = json.dumps({"prompt": prompt, "seed": 1})
-            connection.request("POST", PATH, body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            answer.read()
-            end = time.perf_counter()
-            if answer.status != 200:
-                raise SystemExit(f"a request was answered {answer.status}")
-            if number >= 0:
-                own.append(1000 * (middle - start))
-                over_http.append(1000 * (end - middle))
-    differences = [there - here for here, there in zip(own, over_http, strict=True)]
+            for name, ask in order.sample(sorted(ways.items()), len(ways)):
+                start = time.perf_counter()
+                ask(f"a rocket {number} for {name}, fluent 3d style")
+                if number >= 0:
+                    taken[name].append(1000 * (time.perf_counter() - start))
     return {
-        "pipeline_milliseconds": round(median(own), 3),
-        "http_milliseconds": round(median(over_http), 3),
-        "median_difference": round(median(differences), 3),
+        name: {
+            "milliseconds": round(median(values), 3),
+            "more_than_pipeline": round(median(map(sub, values, taken["pipeline"])), 3),
+        }
+        for name, values in taken.items()
     }
+
+
+def body_for(prompt: str) -> bytes:
+    """Of a request for one image."""
+    return json.dumps({"prompt": prompt, "seed": 1}).encode()
+
+
+def ask_by_socket(connection: socket.socket, body: bytes) -> None:
+    """Write a request, and read all of the answer."""
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    connection.sendall(f"{head}\r\n\r\n".encode() + body)
+    answer = bytearray()
+    while not (found := re.search(rb"content-length: (\d+)\r\n.*?\r\n\r\n", answer, re.DOTALL)):
+        answer += connection.recv(65536)
+    while len(answer) < found.end() + int(found[1]):
+        answer += connection.recv(65536)
+    if not answer.startswith(b"HTTP/1.1 200 "):
+        raise SystemExit(f"a request was answered {answer.splitlines()[0].decode()}")
+
+
+def ask_by_client(client: HTTPConnection, body: bytes) -> None:
+    """The same, by the standard library's client."""
+    client.request("POST", PATH, body, {"Content-Type": "application/json"})
+    answer = client.getresponse()
+    answer.read()
+    if answer.status != 200:
+        raise SystemExit(f"a request was answered {answer.status}")
 
 
 def best_throughput(pipeline: Pipeline, seconds: float) -> float:
