@@ -15,6 +15,7 @@ from ..errors import FewstepError
 from ..files import read_json, write_json
 from . import ENGINES, TORCH, Engines, Found, engine_module, find_exports
 from .device import this_device
+from .others import Others
 from .threads import thread_counts, try_threads
 
 MEMORY = "auto.json"
@@ -64,7 +65,7 @@ def open_fastest(
     The first time on a machine, all are opened with as many threads as there are processors and take turns; then the
     fastest does so with fewer (see `threads.thread_counts`), which the process is left with. The outcome is kept in
     `DIR/engines/auto.json` and holds for this device, these libraries, thread counts, weights and exports. Where that
-    folder is read-only, every start measures.
+    folder is read-only, every start measures; a choice made while others used the processors holds for this process.
 
     Args:
         directory: the student's.
@@ -88,7 +89,10 @@ def open_fastest(
             return replace(openers[choice.chosen](), reason=str(choice))
         except FewstepError:  # damaged since: to be measured without it
             pass
+    others = Others()
     choice, engines = _measure(openers, counts, call)
+    if others.disturb():
+        return replace(engines, reason=f"{choice}; for now, since others kept the processors busy meanwhile")
     _remember(directory, circumstances, choice)
     return replace(engines, reason=str(choice))
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fewstep.runtime.engines.auto import KEPT, LONGEST, ROUNDS, take_turns
+from fewstep.runtime.engines.others import Others
 from fewstep.runtime.engines.threads import thread_counts
 from fewstep.runtime.pipeline import Pipeline
 
@@ -23,6 +24,12 @@ def directory(exported_to_onnx: Path, tmp_path: Path) -> Path:
         if not path.name.startswith("onnx-fp32-1step-"):
             path.rename(tmp_path / path.name)
     return directory
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests run beside these."""
+    monkeypatch.setattr(Others, "disturb", lambda self: False)
 
 
 def engine_folder(directory: Path) -> Path:
@@ -126,6 +133,17 @@ def test_an_engine_that_was_damaged_since_is_passed_over(directory: Path) -> Non
 def test_a_file_that_says_nothing_is_replaced(directory: Path, content: str) -> None:
     (directory / "engines" / "auto.json").write_text(content, encoding="utf-8")
     Pipeline.from_pretrained(directory)
+    assert len(remembered(directory)) == 1
+
+
+def test_what_was_measured_on_a_busy_machine_is_not_remembered(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as busy:
+        busy.setattr(Others, "disturb", lambda self: True)
+        assert "others kept the processors busy" in Pipeline.from_pretrained(directory).engine_reason
+        assert not (directory / "engines" / "auto.json").exists()
+    assert "busy" not in Pipeline.from_pretrained(directory).engine_reason
     assert len(remembered(directory)) == 1
 
 
