@@ -77,6 +77,8 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": "f32" if self._precision == "fp32" or not has_bf16() else "bf16",
             # As many as torch took, so that one setting holds for every engine.
             "INFERENCE_NUM_THREADS": self._threads,
+            # Every process would pin its threads to the first cores: two servers' workers shared one, and drew half.
+            "ENABLE_CPU_PINNING": False,
         }
         return self._core.compile_model(model, "CPU", properties).create_infer_request()
 

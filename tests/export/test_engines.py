@@ -1,5 +1,7 @@
 """Exported engines draw what torch draws, and are opened only if they are what was exported from these weights."""
 
+import contextlib
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,6 +69,20 @@ def test_calls_from_several_threads_do_not_mix(exported: Path, target: str) -> N
     with ThreadPoolExecutor(4) as pool:
         for found, image in zip(pool.map(lambda batch: engines(*batch), batches * 3), expected * 3, strict=True):
             np.testing.assert_array_equal(found, image)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say where threads may run")
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_thread_is_bound_to_a_processor_that_other_processes_choose_too(exported: Path, target: str) -> None:
+    pipeline, granted = Pipeline.from_pretrained(exported, engine=target), os.sched_getaffinity(0)
+    if len(granted) == 1:
+        pytest.skip("there is one processor to run on")
+    with ThreadPoolExecutor(1) as pool:
+        drawing = pool.submit(pipeline.generate, PROMPTS * 8, batch_size=3)
+        while not drawing.done():
+            for thread in Path("/proc/self/task").iterdir():
+                with contextlib.suppress(ProcessLookupError):
+                    assert os.sched_getaffinity(int(thread.name)) == granted
 
 
 @pytest.mark.parametrize(("target", "file"), [("onnx", "text_encoder.onnx"), ("openvino", "trajectory.bin")])
