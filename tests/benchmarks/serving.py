@@ -37,6 +37,7 @@ PATH = "/v1/images/generations"
 LARGEST_BATCH, CLIENTS, WAIT = 8, 32, 2.0
 TURNS = 5
 """Of the measurement of throughput."""
+_numbers = count()
 SECONDS_BETWEEN_LOOKS = 5.0
 
 
@@ -78,8 +79,8 @@ def latency(url: str, pipeline: Pipeline, rounds: int) -> dict[str, Any]:
         order = random.Random(0)
         for number in range(-3, rounds):
             for name, ask in order.sample(sorted(ways.items()), len(ways)):
-                start = time.perf_counter()
-                ask(f"a rocket {number} for {name}, fluent 3d style")
+                prompt, start = new_prompt(), time.perf_counter()
+                ask(prompt)
                 if number >= 0:
                     taken[name].append(1000 * (time.perf_counter() - start))
     return {
@@ -118,13 +119,16 @@ def ask_by_client(client: HTTPConnection, body: bytes) -> None:
         raise SystemExit(f"a request was answered {answer.status}")
 
 
+def new_prompt() -> str:
+    """One that was not given before, which would spare its encoding."""
+    return f"a rocket {next(_numbers)}, fluent 3d style"
+
+
 def best_throughput(pipeline: Pipeline, seconds: float) -> float:
-    """Images a second in full batches, in this process alone; no prompt comes twice, which would spare its encoding."""
-    numbers = count()
+    """Images a second in full batches, in this process alone."""
 
     def draw() -> None:
-        prompts = [f"a rocket {next(numbers)}, fluent 3d style" for _ in range(LARGEST_BATCH)]
-        pipeline.generate(prompts, batch_size=LARGEST_BATCH)
+        pipeline.generate([new_prompt() for _ in range(LARGEST_BATCH)], batch_size=LARGEST_BATCH)
 
     for _ in range(2):
         draw()
@@ -157,7 +161,7 @@ class Saturation:
 
     async def _client(self, session: aiohttp.ClientSession, url: str, number: int, end: float) -> None:
         while time.perf_counter() < end:
-            body = {"prompt": f"a rocket {number} {self.served}, fluent 3d style", "user": str(number)}
+            body = {"prompt": new_prompt(), "user": str(number)}
             async with session.post(url + PATH, json=body) as answer:
                 await answer.read()
                 self.served += answer.status == 200
