@@ -69,7 +69,7 @@ serving-peers: .venv/develop.done  ## the same student behind other servers, int
 	$(BIN)/python tests/benchmarks/serving_peers.py --out results/serving/peers.json
 
 soak: .venv/develop.done  ## the same, and twenty minutes of saturation, for leaks
-	$(BIN)/python tests/benchmarks/serving.py --soak 1200 --out results/serving/$(DEVICE:auto=cpu).json
+	$(BIN)/python tests/benchmarks/serving.py --soak 1200 --out results/serving/soak.json
 
 fuzz: .venv/develop.done  ## ten thousand requests that nobody would write
 	$(BIN)/python -m pytest tests/serve/test_fuzz.py --hypothesis-profile fuzz --timeout 1800
