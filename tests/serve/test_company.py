@@ -43,7 +43,8 @@ def test_an_image_does_not_depend_on_its_company(student: Path, engine: str, tmp
         if precision == "bf16" and not computes_bf16():
             pytest.skip("this processor does not compute bf16")
         export_student(student, target, precision=precision)
-    server = start_server(tmp_path / "log.jsonl", student, "--engine", engine)
+    # The tiny student may be drawn sooner than the next request comes: its engine waits for company.
+    server = start_server(tmp_path / "log.jsonl", student, "--engine", engine, "--linger", "100")
     try:
         alone = [draw(server, seed) for seed in range(12)]
         with ThreadPoolExecutor(12) as pool:
