@@ -61,7 +61,7 @@ def _bare(directory: Path, name: str) -> Draw:
     import torch
 
     from ...runtime.engines import PIXELS, TRAJECTORY, find_exports, open_export
-    from ...runtime.engines.openvino import SUFFIX
+    from ...runtime.engines.openvino import SUFFIX, properties
     from ...runtime.noise import trajectory_noise
     from ...runtime.prompt_cache import engine_prompts
 
@@ -73,14 +73,12 @@ def _bare(directory: Path, name: str) -> Draw:
     folder, manifest = usable[0]
     engines = open_export(usable[0])
     encode, core, ready = engine_prompts(engines), openvino.Core(), dict[int, Callable[[], Any]]()
-    hint = {"fp32": "f32", "bf16": "bf16"}[manifest.precision]
-    threads = torch.get_num_threads()
+    told = properties(manifest.precision, torch.get_num_threads())
 
     def prepare(prompts: list[str]) -> Callable[[], Any]:
         model = core.read_model(folder / f"{TRAJECTORY}{SUFFIX}")
         model.reshape({value.any_name: [len(prompts), *list(value.partial_shape)[1:]] for value in model.inputs})
-        properties = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-        request = core.compile_model(model, "CPU", properties).create_infer_request()
+        request = core.compile_model(model, "CPU", told).create_infer_request()
         inputs = {
             **encode(prompts),
             "noise": trajectory_noise(range(len(prompts)), engines.draws, engines.sample_shape),

@@ -72,15 +72,18 @@ class OpenVinoEngine:
     def _compile(self, shapes: Iterable[tuple[str, Sequence[int]]]) -> Any:
         model = self._model.clone()
         model.reshape({name: list(shape) for name, shape in shapes})
-        properties = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32" if self._precision == "fp32" or not has_bf16() else "bf16",
-            # As many as torch took, so that one setting holds for every engine.
-            "INFERENCE_NUM_THREADS": self._threads,
-            # Every process would pin its threads to the first cores: two servers' workers shared one, and drew half.
-            "ENABLE_CPU_PINNING": False,
-        }
-        return self._core.compile_model(model, "CPU", properties).create_infer_request()
+        return self._core.compile_model(model, "CPU", properties(self._precision, self._threads)).create_infer_request()
+
+
+def properties(precision: str, threads: int) -> dict[str, Any]:
+    """What OpenVINO is told when it compiles a graph; as many threads as torch took: one setting for every engine."""
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" or not has_bf16() else "bf16",
+        "INFERENCE_NUM_THREADS": threads,
+        # Every process would pin its threads to the first cores: two servers' workers shared one, and drew half.
+        "ENABLE_CPU_PINNING": False,
+    }
 
 
 def _with_batch(shape: Any, batch: int) -> tuple[int, ...]:
