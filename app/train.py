@@ -14,8 +14,18 @@ from ..training.methods import METHODS
 if TYPE_CHECKING:
     import torch
 
+
+def succeeded(_: None) -> None:
+    """After every training that raised nothing."""
+    from ..training.distribution import end_process
+
+    end_process()
+
+
 app = typer.Typer(
-    help="Train an autoencoder, a teacher or a student; run the same command again to go on.", no_args_is_help=True
+    help="Train an autoencoder, a teacher or a student; run the same command again to go on.",
+    no_args_is_help=True,
+    result_callback=succeeded,
 )
 OPTIONS: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 """What follows a training's name is read from the fields of its recipe."""

@@ -6,11 +6,12 @@ phase as one group, which is gathered while any phase computes; DeepSpeed's part
 """
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -76,6 +77,21 @@ def prepare(accelerator: Any, phase: Phase[Batch], optimizer: Any, precision: st
 def is_main_process() -> bool:
     """Whether this process, of all that were launched together, is the one that writes."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def end_process() -> None:
+    """End this process at once, if it was launched with others and has succeeded.
+
+    Gloo's threads let go of their last tensors whenever they come to it. Once the interpreter has begun to end, that
+    aborts the process, whose exit status then says that a finished training failed (pytorch/pytorch#179291); FSDP's
+    caches keep those threads alive even after the group is destroyed. So the interpreter does not end here, it stops.
+    After a failure others may still wait for this process: then this must not be called.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 @contextmanager

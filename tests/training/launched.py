@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.runtime.errors import FewstepError
+from fewstep.training.distribution import end_process
 from fewstep.training.phase import Average, Draws, Loss, Phase
 from fewstep.training.trainer import train
 from fewstep.training.trainer_config import TrainerConfig
@@ -100,6 +101,7 @@ def zero_on_cpu() -> None:
 if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+        end_process()
     except FewstepError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
