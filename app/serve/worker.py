@@ -9,26 +9,30 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ...runtime.errors import FewstepError
+from ...runtime.errors import FewstepError, first_line
 
 if TYPE_CHECKING:
     from ...runtime.pipeline import Pipeline
+
+Answer = TypeVar("Answer")
 
 START_SECONDS = 600
 """Until a model must be ready: the first start on a machine may measure every engine."""
 CALL_SECONDS = 600
 """After which an engine that does not answer is taken for dead."""
 CLOSE_SECONDS = 5
+AT_ONCE_BYTES = 128 * 1024
+"""What surely fits between two processes, so that one writes it, and the other reads it, without waiting."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,7 @@ class Worker:
         except (FewstepError, EngineError) as error:
             self.close()
             raise FewstepError(str(error)) from error
+        self._apart = 3 * self.facts.width * self.facts.height * settings.largest_batch > AT_ONCE_BYTES
 
     @property
     def process_id(self) -> int:
@@ -158,10 +163,7 @@ class Worker:
             EngineError: it failed.
             EndedError: its process ended.
         """
-        try:
-            self._connection.send((batch, preview is not None))
-        except OSError as error:
-            raise EndedError from error
+        await self._within_time(self._move(self._send, (batch, preview is not None)))
         while isinstance(answer := await self._answer(), np.ndarray):
             if preview:
                 preview(answer)
@@ -184,13 +186,28 @@ class Worker:
         loop.add_reader(descriptor, said.set)
         os.set_blocking(descriptor, True)  # uvloop has just made it otherwise, and an answer may come in pieces
         try:
-            async with asyncio.timeout(CALL_SECONDS):
-                await said.wait()
-        except TimeoutError:
-            self._process.kill()
+            await self._within_time(said.wait())
         finally:
             loop.remove_reader(descriptor)
-        return self._receive()
+        return await self._within_time(self._move(self._receive))
+
+    async def _within_time(self, moved: Awaitable[Answer]) -> Answer:
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                return await moved
+        except TimeoutError as error:
+            self._process.kill()
+            raise EndedError from error
+
+    async def _move(self, move: Callable[..., Answer], *what: object) -> Answer:
+        """Send or receive: where that may have to wait for a process that is stopped midway, in a thread."""
+        return await asyncio.to_thread(move, *what) if self._apart else move(*what)
+
+    def _send(self, task: object) -> None:
+        try:
+            self._connection.send(task)
+        except OSError as error:
+            raise EndedError from error
 
     def _receive(self) -> Any:
         try:
@@ -213,7 +230,7 @@ def _work(connection: Connection, settings: ModelSettings) -> None:
         connection.send(error)
         return
     except Exception as error:  # of a library: the process ends, and its parent says so in one line
-        connection.send(EngineError(_line(error)))
+        connection.send(EngineError(_reason(error)))
         return
     with contextlib.suppress(EOFError, OSError):  # the server is gone
         while (task := connection.recv()) is not None:
@@ -278,10 +295,9 @@ def _draw(pipeline: "Pipeline", connection: Connection, batch: Batch, previews: 
     except FewstepError as error:
         return RefusedError(str(error))
     except Exception as error:  # whatever it is, the next request may fare better
-        return EngineError(_line(error))
+        return EngineError(_reason(error))
     return Drawn(result.arrays, result.engine, result.timings)
 
 
-def _line(error: Exception) -> str:
-    first = str(error).strip().splitlines()[:1]
-    return f"{type(error).__name__}: {first[0] if first else 'no more is known'}, in process {os.getpid()}"
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}, in process {os.getpid()}"
