@@ -6,11 +6,11 @@ from pathlib import Path
 
 import gradio
 from fastapi import FastAPI
-from starlette.responses import RedirectResponse
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...runtime.artefact import Card
-from .page import CSS, HEAD, build_page, theme
+from .page import CSS, HEAD, ICON, build_page, theme
 from .rivals import Rivals
 from .scenes import Scenes
 
@@ -46,6 +46,7 @@ def mount(app: FastAPI, cards: Mapping[str, Card], benchmark: Path) -> None:
 
     app.router.lifespan_context = lifespan
     app.add_route("/", lambda _: RedirectResponse(f"{PATH}/"), include_in_schema=False)
+    app.add_route("/favicon.ico", lambda _: Response(ICON, media_type="image/svg+xml"), include_in_schema=False)
     gradio.mount_gradio_app(
         app, page, PATH, theme=theme(), css=CSS, head=HEAD, footer_links=[], run_history=False, ssr_mode=False,
         pwa=False, mcp_server=False, enable_monitoring=False, show_error=True, max_file_size="1kb",

@@ -13,8 +13,8 @@ from .words import PROMPTS, SUBJECTS
 Scene = Callable[[str, Choice], AsyncIterator[str]]
 
 FOLDER = Path(__file__).parent
-CSS = (FOLDER / "page.css").read_text(encoding="utf-8")
-HEAD = f'<link rel="icon" href="data:,"><script>{(FOLDER / "page.js").read_text(encoding="utf-8")}</script>'
+CSS, ICON = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "icon.svg"))
+HEAD = f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>"
 AT_ONCE, WAITING = 2, 16
 """Scenes that run together, and that wait: the models' own queues bound what they draw."""
 

@@ -22,7 +22,7 @@ OPENING = 120_000
 
 @pytest.fixture
 def page(demo: Server, chromium: Any) -> Iterator[Any]:
-    """The page, with its first picture; every request stays on this server, and no script fails."""
+    """The page, with its first picture; all it asks for is on this server and found, and no script fails."""
     page, asked, errors = open_page(chromium, demo)
     yield page
     assert {urlsplit(url).netloc for url in asked if url.startswith(("http", "ws"))} == {urlsplit(demo.url).netloc}
@@ -37,6 +37,7 @@ def open_page(chromium: Any, demo: Server, width: int = 1280) -> tuple[Any, list
     page.on("request", lambda request: asked.append(request.url))
     page.on("websocket", lambda socket: asked.append(socket.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda line: "with a status of" in line.text and errors.append(line.text))
     page.goto(demo.url)
     page.wait_for_selector(f"{PICTURE}:not([hidden])", timeout=WAIT)
     return page, asked, errors
