@@ -8,15 +8,13 @@ import pytest
 import torch
 
 from fewstep.export.export import TARGETS, export_student
-from fewstep.export.graph import Graph, trajectory_graph
+from fewstep.export.graph import Graph
 from fewstep.runtime.engines.manifest import read_manifest
 from fewstep.runtime.engines.onnx import OnnxEngine
 from fewstep.runtime.errors import FewstepError
-from fewstep.runtime.families import load_model
-from fewstep.runtime.samplers import get_sampler
-from fewstep.runtime.schedule import uniform_times
 from fewstep.runtime.trajectory import Pixels, Trajectory
 
+from ..traced import graph_of, trajectory_of
 from .conftest import OLDER, copy
 
 
@@ -102,13 +100,8 @@ def test_weights_that_are_not_the_cards_are_refused(student: Path, tmp_path: Pat
 @pytest.fixture(scope="module")
 def two_steps(student: Path) -> tuple[Trajectory, Graph]:
     pytest.importorskip("onnxscript")
-    model = load_model(student, torch.device("cpu"))
-    trajectory = Trajectory(model, get_sampler("consistency"), uniform_times(2))
-    condition = {
-        "encoder_hidden_states": torch.randn(2, 24, 384),
-        "encoder_attention_mask": torch.ones(2, 24, dtype=torch.int64),
-    }
-    return trajectory, trajectory_graph(trajectory, model.sample_shape, condition)
+    trajectory = trajectory_of(student, steps=2)
+    return trajectory, graph_of(trajectory)
 
 
 def test_a_graph_holds_all_steps(two_steps: tuple[Trajectory, Graph], tmp_path: Path) -> None:

@@ -16,16 +16,12 @@ import torch
 from torch import Tensor
 
 from fewstep.export import plugins, tensorrt
-from fewstep.export.graph import Graph, trajectory_graph
+from fewstep.export.graph import Graph
 from fewstep.export.nodes import DOMAIN, calls, keeping
 from fewstep.export.ptx import as_old_as, without_scratch
 from fewstep.kernels import operators
 from fewstep.kernels.compilation import CAPABILITIES
 from fewstep.runtime.errors import FewstepError
-from fewstep.runtime.families import load_model
-from fewstep.runtime.samplers import get_sampler
-from fewstep.runtime.schedule import uniform_times
-from fewstep.runtime.trajectory import Trajectory
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -140,14 +136,11 @@ def test_what_takes_several_launches_or_unknown_sizes_is_left_to_tensorrt(
 @pytest.fixture(scope="module")
 def graph(student: Path) -> Graph:
     """A tiny student's trajectory with its kernels as nodes, which have their references as bodies."""
-    model = load_model(student, torch.device("cpu"))
-    trajectory = Trajectory(model, get_sampler("consistency"), uniform_times(1))
-    condition = {
-        "encoder_hidden_states": torch.randn(2, 24, 384),
-        "encoder_attention_mask": torch.ones(2, 24, dtype=torch.int64),
-    }
+    from ..traced import graph_of, trajectory_of  # not above: a process of its own imports this file alone
+
+    trajectory = trajectory_of(student)
     with keeping([trajectory]):
-        return trajectory_graph(trajectory, model.sample_shape, condition)
+        return graph_of(trajectory)
 
 
 def run(model: Any, inputs: dict[str, Any], known: dict[str, plugins.Plugin]) -> Any:

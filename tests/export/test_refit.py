@@ -11,15 +11,12 @@ from typer.testing import CliRunner
 from fewstep.app.cli import app
 from fewstep.export import refit
 from fewstep.export.export import check_request, export_student
-from fewstep.export.graph import Graph, trajectory_graph
 from fewstep.export.source import Source
 from fewstep.runtime.artefact import read_card
 from fewstep.runtime.errors import FewstepError
 from fewstep.runtime.families import load_model
-from fewstep.runtime.samplers import get_sampler
-from fewstep.runtime.schedule import uniform_times
-from fewstep.runtime.trajectory import Trajectory
 
+from ..traced import graph_of, trajectory_of
 from .conftest import copy
 
 pytest.importorskip("peft")
@@ -68,20 +65,10 @@ def test_a_student_with_a_lora_is_an_ordinary_student(student: Path, lora: Path,
     assert cards[1].engine_key(1) != cards[0].engine_key(1)
 
 
-def traced(directory: Path) -> Graph:
-    """The trajectory of a student."""
-    model = load_model(directory, torch.device("cpu"))
-    torch.manual_seed(1)
-    states = torch.randn(2, 24, 384)
-    condition = {"encoder_hidden_states": states, "encoder_attention_mask": torch.ones(2, 24, dtype=torch.int64)}
-    trajectory = Trajectory(model, get_sampler("consistency"), uniform_times(1))
-    return trajectory_graph(trajectory, model.sample_shape, condition)
-
-
 def test_weights_replaced_by_name_make_the_graph_draw_with_the_lora(student: Path, merged: Path) -> None:
     """What TensorRT's refitter does to an engine, done to the graph."""
     runtime = pytest.importorskip("onnxruntime")
-    before, after = traced(student), traced(merged)
+    before, after = (graph_of(trajectory_of(each)) for each in (student, merged))
     old, new = before.model, after.model
     for kind in ("node", "input", "output"):
         assert list(getattr(old.graph, kind)) == list(getattr(new.graph, kind))

@@ -12,13 +12,11 @@ import torch
 from rich.progress import Progress
 
 from fewstep.export import tensorrt as target
-from fewstep.export.graph import Graph, trajectory_graph
+from fewstep.export.graph import Graph
 from fewstep.runtime.engines import tensorrt as engine
 from fewstep.runtime.errors import FewstepError
-from fewstep.runtime.families import load_model
-from fewstep.runtime.samplers import get_sampler
-from fewstep.runtime.schedule import uniform_times
-from fewstep.runtime.trajectory import Trajectory
+
+from ..traced import graph_of, trajectory_of
 
 REASON = 'TensorRT for RTX is not installed: pip install "fewstep[tensorrt]"'
 
@@ -27,13 +25,7 @@ REASON = 'TensorRT for RTX is not installed: pip install "fewstep[tensorrt]"'
 def graph(student: Path) -> Graph:
     """The trajectory of a tiny student."""
     pytest.importorskip("onnxscript")
-    model = load_model(student, torch.device("cpu"))
-    trajectory = Trajectory(model, get_sampler("consistency"), uniform_times(1))
-    condition = {
-        "encoder_hidden_states": torch.randn(2, 24, 384),
-        "encoder_attention_mask": torch.ones(2, 24, dtype=torch.int64),
-    }
-    return trajectory_graph(trajectory, model.sample_shape, condition)
+    return graph_of(trajectory_of(student))
 
 
 @pytest.fixture

@@ -11,15 +11,13 @@ import pytest
 import torch
 
 from fewstep.export import tensorrt as target
-from fewstep.export.graph import Graph, trajectory_graph
+from fewstep.export.graph import Graph
 from fewstep.export.nodes import keeping
 from fewstep.export.plugins import require_plugins
 from fewstep.runtime.engines import tensorrt as engine
 from fewstep.runtime.errors import FewstepError
-from fewstep.runtime.families import load_model
-from fewstep.runtime.samplers import get_sampler
-from fewstep.runtime.schedule import uniform_times
-from fewstep.runtime.trajectory import Trajectory
+
+from ..traced import graph_of, trajectory_of
 
 STUDENT = Path(__file__).parents[2] / "models" / "emoji-student"
 Record = Callable[[str, object], None]
@@ -27,14 +25,9 @@ Record = Callable[[str, object], None]
 
 def shipped(kernels: bool) -> Graph:
     """The trajectory of the shipped student."""
-    model = load_model(STUDENT, torch.device("cpu"))
-    trajectory = Trajectory(model, get_sampler("consistency"), uniform_times(1))
-    condition = {
-        "encoder_hidden_states": torch.randn(2, 24, 384),
-        "encoder_attention_mask": torch.ones(2, 24, dtype=torch.int64),
-    }
+    trajectory = trajectory_of(STUDENT)
     with keeping([trajectory] if kernels else []):
-        return trajectory_graph(trajectory, model.sample_shape, condition)
+        return graph_of(trajectory)
 
 
 def milliseconds(run: Callable[[], Any]) -> float:
