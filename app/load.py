@@ -1,6 +1,7 @@
 """`fewstep load`: requests that arrive as people do, whether or not the server keeps up, and what became of them."""
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,7 @@ def load(
     rows = []
     for arrivals in plans:
         outcome, took = asyncio.run(send(url.rstrip("/") + "/v1/images/generations", body, arrivals, key))
-        rows.append(summary(outcome, took, images, len(arrivals) * images / arrivals[-1]))
+        rows.append(summary(outcome, took, images, len(arrivals) * images / (arrivals[-1] if trace else seconds)))
     print_table(COLUMNS, rows)
     if out:
         write_json(out / "load.json", {"machine": machine(), "url": url, "body": body, "rows": rows})
@@ -110,8 +111,8 @@ def _read(trace: Path) -> list[float]:
         raise FewstepError(f"cannot read {trace}: {error.strerror}") from error
     except ValueError as error:
         raise FewstepError(f"{trace} is no trace ({error}): give seconds from the start, one a line") from error
-    if not moments or moments[0] < 0:
-        raise FewstepError(f"{trace} is no trace: give seconds from the start, one a line")
+    if not moments or moments[0] < 0 or not 0 < moments[-1] < math.inf:
+        raise FewstepError(f"{trace} is no trace: give seconds from the start, one a line, not all of them 0")
     return moments
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import gradio
 from fastapi import FastAPI
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...runtime.artefact import Card
+from ..serve.faults import FaultError, answer
 from .page import CSS, HEAD, ICON, build_page, theme
 from .rivals import Rivals
 from .scenes import Scenes
@@ -47,11 +49,17 @@ def mount(app: FastAPI, cards: Mapping[str, Card], benchmark: Path) -> None:
     app.router.lifespan_context = lifespan
     app.add_route("/", lambda _: RedirectResponse(f"{PATH}/"), include_in_schema=False)
     app.add_route("/favicon.ico", lambda _: Response(ICON, media_type="image/svg+xml"), include_in_schema=False)
+    app.add_route(f"{PATH}/gradio_api/upload", _no_upload, methods=["POST"], include_in_schema=False)
     gradio.mount_gradio_app(
         app, page, PATH, theme=theme(), css=CSS, head=HEAD, footer_links=[], run_history=False, ssr_mode=False,
         pwa=False, mcp_server=False, enable_monitoring=False, show_error=True, max_file_size="1kb",
     )  # fmt: skip
     app.add_middleware(_Closed)
+
+
+async def _no_upload(_: Request) -> Response:
+    """Gradio would write whatever is sent to the disk; this page sends nothing."""
+    return answer(FaultError(404, "not_found", "nothing can be uploaded here"))
 
 
 class _Closed:

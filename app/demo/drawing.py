@@ -1,6 +1,5 @@
 """Pictures for the page: what somebody chose there becomes a request, and goes through the served model's own queue."""
 
-import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 
 from ..serve.context import Context
 from ..serve.faults import FaultError, invalid_request
+from ..serve.jobs import User
 from ..serve.pictures import drawn
 from ..serve.service import Service
 from ..serve.wishes import GenerationRequest, check_wishes, make_jobs
@@ -57,7 +57,7 @@ def request_for(prompt: str | list[str], seed: int, steps: int | None, model: st
         raise invalid_request(error.errors()) from error
 
 
-async def draw(context: Context, user: str, request: GenerationRequest) -> list[Drawing]:
+async def draw(context: Context, user: User, request: GenerationRequest) -> list[Drawing]:
     """Have the served model draw.
 
     Args:
@@ -73,14 +73,14 @@ async def draw(context: Context, user: str, request: GenerationRequest) -> list[
 
 
 async def draw_with(
-    context: Context, service: Service, facts: Facts, user: str, request: GenerationRequest
+    context: Context, service: Service, facts: Facts, user: User, request: GenerationRequest
 ) -> list[Drawing]:
     """The same with a model that need not be among those that the API serves."""
     start = time.perf_counter()
     check_wishes(request, facts)
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     jobs = make_jobs(request, prompts, request.n or 1, facts, user, context.limits.wait_seconds)
-    pictures, files = await drawn(context, service, facts, jobs, asyncio.Event().wait())
+    pictures, files = await drawn(context, service, jobs)
     milliseconds = 1000 * (time.perf_counter() - start)
     return [
         Drawing(file, picture.pixels, job.prompt, job.seed, job.steps, service.name, picture.engine, milliseconds)

@@ -3,7 +3,7 @@
   "use strict";
   const RETRY = 1000, SILENCE = 15000;
   const SETTLED = 1500; // the first picture shares the machine with the page's own start: time another
-  const sent = new Map(); // when, by the number of the message
+  const sent = new Map(); // what and when, by the number of the message
   const clocks = new WeakMap(); // when they began
   let socket, number = 0, heard = 0;
 
@@ -40,7 +40,7 @@
     if (find("#lock input").checked && seed !== "") wishes.seed = Number(seed);
     const model = find("#model input")?.value;
     if (model) wishes.model = model;
-    sent.set(number, performance.now());
+    sent.set(number, { prompt, at: performance.now() });
     socket.send(JSON.stringify(wishes));
   }
 
@@ -57,10 +57,10 @@
     picture.hidden = false;
     for (const button of document.querySelectorAll(".live button")) button.disabled = false;
     if (!find("#lock input").checked) set(find("#seed input"), answer.seed);
-    picture.dataset.file = fileName(find("#prompt :is(input, textarea)").value, answer.seed);
+    picture.dataset.file = fileName(asked.prompt, answer.seed);
     await picture.decode().catch(() => {});
     await new Promise(requestAnimationFrame);
-    const seconds = performance.now() - asked;
+    const seconds = performance.now() - asked.at;
     find("#live-milliseconds").textContent = `${answer.milliseconds.toFixed(1)} ms`;
     const facts = [`${seconds.toFixed(0)} ms from the key to the screen`, `seed ${answer.seed}`];
     find("#live-facts").replaceChildren(...facts.map((fact) => Object.assign(document.createElement("li"), { textContent: fact })));
@@ -114,13 +114,13 @@
       clock.textContent = `${Math.round(now - clocks.get(clock)).toLocaleString("en")} ms`;
     }
     const [oldest] = sent.values();
-    if (oldest && now - oldest > SILENCE) answers(false);
+    if (oldest && now - oldest.at > SILENCE) answers(false);
   }, 50);
 
   const ready = setInterval(() => { // Gradio makes the page after this has run
     if (find("#prompt :is(input, textarea)") && find("#unanswered") && find("#live-picture")) {
       clearInterval(ready);
-      requestIdleCallback ? requestIdleCallback(connect) : connect(); // after all that the page loads
+      (window.requestIdleCallback ?? setTimeout)(() => connect()); // after all that the page loads; Safari has none
     }
   }, 20);
 })();

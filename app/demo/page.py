@@ -5,12 +5,13 @@ from pathlib import Path
 
 import gradio as gr
 
+from ..serve.jobs import User
 from . import cards
 from .chart import benchmark
 from .scenes import Choice, Scenes, chosen_seed
 from .words import PROMPTS, SUBJECTS
 
-Scene = Callable[[str, Choice], AsyncIterator[str]]
+Scene = Callable[[User, Choice], AsyncIterator[str]]
 
 FOLDER = Path(__file__).parent
 CSS, ICON = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "icon.svg"))
@@ -137,7 +138,7 @@ def _player(scene: Scene) -> Callable[..., AsyncIterator[tuple[str, int]]]:
         prompt: str, seed: float | None, locked: bool, steps: int, model: str, request: gr.Request
     ) -> AsyncIterator[tuple[str, int]]:
         choice = Choice(prompt, chosen_seed(seed, locked), int(steps), model)
-        async for text in scene(f"{request.client.host}/", choice):
+        async for text in scene(User(request.client.host), choice):
             yield text, choice.seed
 
     return play

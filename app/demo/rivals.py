@@ -15,6 +15,7 @@ from ...runtime.errors import FewstepError
 from ..psnr import psnr
 from ..serve.context import Context
 from ..serve.faults import FaultError
+from ..serve.jobs import User
 from ..serve.service import Service
 from ..serve.wishes import GenerationRequest
 from ..serve.worker import ModelSettings
@@ -66,7 +67,7 @@ class Rivals:
         """Where a model lies."""
         return self._models[model].directory
 
-    async def compare(self, user: str, request: GenerationRequest) -> AsyncIterator[Rival]:
+    async def compare(self, user: User, request: GenerationRequest) -> AsyncIterator[Rival]:
         """Each engine's picture of one request, torch's first.
 
         Raises:
@@ -89,7 +90,7 @@ class Rivals:
         """End all processes that it opened."""
         await asyncio.gather(*(service.close() for service in self._opened.values()))
 
-    async def _draw(self, model: str, engine: str, user: str, request: GenerationRequest) -> Drawing:
+    async def _draw(self, model: str, engine: str, user: User, request: GenerationRequest) -> Drawing:
         service = await self._service(model, engine)
         assert service.facts is not None
         drawings = [(await draw_with(self._context, service, service.facts, user, request))[0] for _ in range(ROUNDS)]

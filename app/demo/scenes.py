@@ -9,6 +9,7 @@ from ...runtime.errors import FewstepError
 from ...runtime.wording import in_steps
 from ..serve.context import Context
 from ..serve.faults import FaultError
+from ..serve.jobs import User
 from . import cards
 from .drawing import Drawing, draw, request_for
 from .rivals import Rival, Rivals
@@ -58,7 +59,7 @@ class Scenes:
     ) -> None:
         self.context, self.students, self.teacher, self.rivals = context, students, teacher, rivals
 
-    async def both(self, user: str, choice: Choice) -> AsyncIterator[str]:
+    async def both(self, user: User, choice: Choice) -> AsyncIterator[str]:
         """The student's picture, and after it the teacher's, so that neither takes time from the other."""
         if self.teacher is None:
             yield cards.fault("no teacher is served: start with `fewstep demo STUDENT TEACHER`")
@@ -75,18 +76,18 @@ class Scenes:
         except FaultError as error:
             yield cards.fault(error.message)
 
-    async def styles(self, user: str, choice: Choice) -> AsyncIterator[str]:
+    async def styles(self, user: User, choice: Choice) -> AsyncIterator[str]:
         """The prompt's subject in every style, some seeds each."""
         prompts = in_every_style(choice.prompt) if choice.prompt.strip() else ""
         async for text in self._grid(user, choice, prompts, STYLE_SEEDS):
             yield text
 
-    async def seeds(self, user: str, choice: Choice) -> AsyncIterator[str]:
+    async def seeds(self, user: User, choice: Choice) -> AsyncIterator[str]:
         """The prompt with one seed after another."""
         async for text in self._grid(user, choice, choice.prompt, SEEDS):
             yield text
 
-    async def engines(self, user: str, choice: Choice) -> AsyncIterator[str]:
+    async def engines(self, user: User, choice: Choice) -> AsyncIterator[str]:
         """One prompt and seed on every engine that is here, one after another."""
         shown: list[str] = []
         try:
@@ -103,7 +104,7 @@ class Scenes:
         except (FaultError, FewstepError) as error:
             yield cards.row(shown) + cards.fault(str(error))
 
-    async def _grid(self, user: str, choice: Choice, prompts: str | list[str], count: int) -> AsyncIterator[str]:
+    async def _grid(self, user: User, choice: Choice, prompts: str | list[str], count: int) -> AsyncIterator[str]:
         try:
             request = request_for(prompts, choice.seed, choice.steps, choice.model, count)
             drawings = await draw(self.context, user, request)

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .faults import FaultError, answer
+from .faults import SERVER_FAILED, FaultError, answer
 from .metrics import Metrics
 
 LARGEST_BODY = 64 * 1024
@@ -66,17 +66,18 @@ class Access:
         except Exception:
             logger.exception("a fault of the server")
             if not status:
-                failure = FaultError(500, "server_error", "the server failed on this request; its log says more")
-                await answer(failure)(scope, receive, note)
+                await answer(SERVER_FAILED)(scope, receive, note)
         finally:
-            self._report(scope, status or 500, time.perf_counter() - begin)
+            report(self.metrics, scope, status or 500, time.perf_counter() - begin)
 
-    def _report(self, scope: Scope, status: int, seconds: float) -> None:
-        path = scope["path"] if scope["path"] in KNOWN else "other"
-        self.metrics.requests.labels(path, str(status)).observe(seconds)
-        address = (scope.get("client") or ("",))[0]
-        facts = {"method": scope["method"], "path": path, "status": status, "milliseconds": round(1000 * seconds, 2)}
-        logger.info("request", extra={**facts, "address": address})
+
+def report(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
+    """Count a request, or a message of a WebSocket, and log it."""
+    path = scope["path"] if scope["path"] in KNOWN else "other"
+    metrics.requests.labels(path, str(status)).observe(seconds)
+    address, method = (scope.get("client") or ("",))[0], scope.get("method", "WEBSOCKET")
+    facts = {"method": method, "path": path, "status": status, "milliseconds": round(1000 * seconds, 2)}
+    logger.info("request", extra={**facts, "address": address})
 
 
 def _bounded(receive: Receive, scope: Scope) -> Receive:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from .context import Context, disconnected
 from .faults import FaultError, documented
-from .jobs import Job, Picture, Preview, Start
+from .jobs import Job, Picture, Preview, Start, User
 from .pictures import drawn, png_of
 from .service import Service
 from .wishes import ImageWishes, make_jobs
@@ -27,7 +27,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
         "description": "The images, or with `stream` the events.",
         "content": {"text/event-stream": {}},
     },
-    **documented(400, 401, 404, 408, 413, 429, 500, 503),
+    **documented(400, 401, 403, 404, 408, 413, 429, 500, 503),
 }
 """Of a route that answers with images."""
 
@@ -69,7 +69,7 @@ class Answer:
     request: Request
     service: Service
     facts: Facts
-    user: str
+    user: User
     event: str
 
     async def give(self, body: ImageWishes, prompts: Sequence[str], start: Start | None = None) -> Response:
@@ -85,7 +85,7 @@ class Answer:
                 self._events(body.partial_images or 0, make), media_type="text/event-stream", headers=headers
             )
         begin, jobs = time.perf_counter(), make(None)
-        pictures, files = await drawn(self.context, self.service, self.facts, jobs, disconnected(self.request))
+        pictures, files = await drawn(self.context, self.service, jobs, disconnected(self.request))
         answer = {
             "created": int(time.time()),
             "data": [_data(file, job) for file, job in zip(files, jobs, strict=True)],
@@ -96,9 +96,10 @@ class Answer:
 
     async def _events(self, wanted: int, make: Callable[[Preview | None], list[Job]]) -> AsyncIterator[str]:
         """One image after another; a fault is an event, too, since the status is sent by then."""
-        previews: asyncio.Queue[npt.NDArray[np.uint8]] = asyncio.Queue()
+        previews: asyncio.Queue[npt.NDArray[np.uint8] | None] = asyncio.Queue()
         try:
             for job in make(previews.put_nowait if wanted else None):
+                job.made = time.monotonic()  # its turn: it has not waited while those before were drawn
                 async for event in self._follow(job, previews, wanted):
                     yield event
         except FaultError as fault:
@@ -106,21 +107,20 @@ class Answer:
             yield f"event: error\ndata: {json.dumps(fault.body())}\n\n"
 
     async def _follow(
-        self, job: Job, previews: asyncio.Queue[npt.NDArray[np.uint8]], wanted: int
+        self, job: Job, previews: asyncio.Queue[npt.NDArray[np.uint8] | None], wanted: int
     ) -> AsyncIterator[str]:
         """The previews of one image as they come, then the image."""
         gone = disconnected(self.request)
-        drawing = asyncio.create_task(drawn(self.context, self.service, self.facts, [job], gone))
+        drawing = asyncio.create_task(drawn(self.context, self.service, [job], gone))
         try:
             shown = evenly(job.evaluations - 1, wanted)
+            drawing.add_done_callback(lambda _: previews.put_nowait(None))
             for position in range(job.evaluations - 1 if wanted else 0):
-                preview = asyncio.create_task(previews.get())
-                await asyncio.wait([preview, drawing], return_when=asyncio.FIRST_COMPLETED)
-                if not preview.done():
-                    preview.cancel()
+                pixels = await previews.get()
+                if pixels is None:
                     break
                 if position in shown:
-                    shot = base64.b64encode(await png_of(preview.result())).decode()
+                    shot = base64.b64encode(await png_of(pixels)).decode()
                     index = shown.index(position)
                     yield self._event("partial_image", {"b64_json": shot, "partial_image_index": index})
             (picture,), (file,) = await drawing

@@ -8,7 +8,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,8 +26,10 @@ DRAIN_SECONDS = 60
 """After SIGTERM, for what waits and is being drawn."""
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
-LONGEST_MESSAGE = 65536
+LARGEST_MESSAGE = 65536
 """Of a WebSocket, in bytes."""
+MOST_FILES, OWN_FILES = 65536, 256
+"""Descriptors that a server makes use of, and those of them that are not for connections."""
 
 
 def serve(
@@ -74,7 +76,7 @@ def serve(
         limits=Limits(wait_seconds=wait, linger_seconds=linger / 1000),
         keys=Keys.read(keys) if keys else Keys(),
         origins=origin or (),
-        hosts=LOOPBACK_NAMES if is_loopback(host) and not keys else (),
+        hosts=(*LOOPBACK_NAMES, host) if is_loopback(host) and not keys else (),
         checker=find_checker(checker) if checker else None,
         log_prompts=log_prompts,
     )
@@ -174,6 +176,26 @@ def listen(host: str, port: int, advice: str = "give another --port") -> socket.
         raise FewstepError(f"cannot listen on {host}:{port} ({error.strerror}): {advice}") from error
 
 
+def _protocol() -> "type[asyncio.Protocol] | Literal['auto']":
+    try:
+        from .protocol import BoundedProtocol
+    except ImportError:  # httptools, like uvloop, is not there on every system; uvicorn has another
+        return "auto"
+    return BoundedProtocol
+
+
+def _connections() -> int:
+    """How many there may be, after this process has been allowed the most files it may have."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MOST_FILES - OWN_FILES
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, files), most))
+    return max(files - OWN_FILES, files // 2)
+
+
 async def _serve(app: "FastAPI", listener: socket.socket) -> None:
     import uvicorn
 
@@ -189,13 +211,18 @@ async def _serve(app: "FastAPI", listener: socket.socket) -> None:
 
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     host, port = listener.getsockname()[:2]
-    typer.echo(f"fewstep serves {', '.join(app.state.context.services)} on http://{host}:{port}")
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"fewstep serves {', '.join(app.state.context.services)} on http://{shown}:{port}")
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
-        ws_max_size=LONGEST_MESSAGE,
+        ws_max_size=LARGEST_MESSAGE,
+        # Whoever is behind a proxy says so by keys or `user`: a header that anybody can write gives nobody a turn.
+        proxy_headers=False,
+        http=_protocol(),
+        limit_concurrency=_connections(),
     )
     await uvicorn.Server(config).serve([listener])

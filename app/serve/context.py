@@ -12,10 +12,10 @@ import numpy.typing as npt
 from starlette.requests import HTTPConnection, Request
 
 from .faults import FaultError
-from .jobs import ExpiredError, Job, Picture
+from .jobs import ExpiredError, Job, Picture, User
 from .keys import Keys
 from .metrics import Metrics
-from .service import FullError, Limits, Service
+from .service import FullError, Limits, Service, TooManyError
 from .worker import EngineError, Facts, RefusedError
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ Checker = Callable[[Sequence[str], Sequence[npt.NDArray[np.uint8]]], Sequence[bo
 """Takes prompts and their pixels (H, W, 3); tells of each whether it must not be shown. Called in a thread."""
 GONE = 499
 """What the log calls the status of a request whose client left; nobody is there to see it."""
+REFUSALS = (FullError, TooManyError, ExpiredError, EngineError)
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Context:
             raise FaultError(404, "model_not_found", f"there is no model {name!r}: GET /v1/models lists them", "model")
         return service, service.facts
 
-    def user(self, connection: HTTPConnection, claimed: str | None = None) -> str:
+    def user(self, connection: HTTPConnection, claimed: str | None = None) -> User:
         """Whose turn a request takes: the key's owner and the user that he names, or else the address.
 
         Raises:
@@ -68,55 +69,63 @@ class Context:
         """
         if not self.keys:
             address = connection.client.host if connection.client else ""
-            return f"{address}/{claimed or ''}"
+            return User(address, claimed or "")
         owner = self.keys.owner(api_key(connection.headers))
         if owner is None:
             raise FaultError(
                 401, "invalid_api_key", "give a valid API key as `Authorization: Bearer ...`",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
-        return f"{owner}/{claimed or ''}"
+        return User(owner, claimed or "")
 
-    async def draw(self, service: Service, jobs: Sequence[Job], gone: Coroutine[Any, Any, object]) -> list[Picture]:
+    async def draw(
+        self, service: Service, jobs: Sequence[Job], gone: Coroutine[Any, Any, object] | None = None
+    ) -> list[Picture]:
         """Have jobs drawn.
 
         Args:
             service: the model.
             jobs: all or none are queued.
-            gone: ends when nobody waits any longer.
+            gone: ends when nobody waits any longer; without, who calls this cancels it.
 
         Raises:
-            FaultError: the queue is full, no engine was free in time, the engine failed, or nobody waits any longer.
+            FaultError: the queue is full, these are too many, no engine was free in time, the engine failed, or nobody
+                waits any longer.
         """
         if self.log_prompts:
             for job in jobs:
                 logger.info("drawing", extra={"model": service.name, "prompt": job.prompt, "seed": job.seed})
         drawing = asyncio.create_task(_all(jobs))
-        leaving = asyncio.create_task(gone)
+        either: list[asyncio.Task[Any]] = [drawing, *([asyncio.create_task(gone)] if gone else [])]
         try:
             await service.submit(jobs)
-            either: list[asyncio.Task[Any]] = [drawing, leaving]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not drawing.done():
+            if not drawing.done() or drawing.cancelled():
                 raise FaultError(GONE, "client_gone", "the client has gone")
             return drawing.result()
-        except FullError as error:
-            seconds = {"Retry-After": str(error.retry_after)}
-            raise FaultError(429, "queue_full", str(error), headers=seconds) from error
-        except ExpiredError as error:
-            message = f"no engine was free within {self.limits.wait_seconds:g} s: try again"
-            raise FaultError(503, "waited_too_long", message, headers={"Retry-After": "1"}) from error
-        except RefusedError as error:
-            raise FaultError(400, "refused", str(error)) from error
-        except EngineError as error:
-            raise FaultError(500, "engine_failed", "the engine failed on this request; the log says more") from error
+        except REFUSALS as error:
+            raise self._fault(error) from error
         finally:
-            drawing.cancel()
-            leaving.cancel()
-            service.discard([job for job in jobs if not job.picture.done()])
+            for task in either:
+                task.cancel()
+            service.discard([job for job in jobs if not job.picture.done() or job.picture.cancelled()])
             for job in jobs:
                 if not job.picture.cancelled():
                     job.picture.exception()  # seen, so that asyncio does not complain
+
+    def _fault(self, error: Exception) -> FaultError:
+        """What a client is told of one of `REFUSALS`."""
+        match error:
+            case FullError():
+                return FaultError(429, "queue_full", str(error), headers={"Retry-After": str(error.retry_after)})
+            case TooManyError():
+                return FaultError(400, "too_many_images", str(error), "n")
+            case ExpiredError():
+                message = f"no engine was free within {self.limits.wait_seconds:g} s: try again"
+                return FaultError(503, "waited_too_long", message, headers={"Retry-After": "1"})
+            case RefusedError():
+                return FaultError(400, "refused", str(error))
+        return FaultError(500, "engine_failed", "the engine failed on this request; the log says more")
 
     async def check(self, prompts: Sequence[str], pictures: Sequence[Picture]) -> None:
         """Refuse what the operator's checker does not let through.

@@ -14,6 +14,7 @@ from .metrics import Metrics
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "invalid_request_error",
     408: "timeout_error",
     413: "invalid_request_error",
@@ -52,6 +53,10 @@ class FaultError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.parameter, "code": self.code}}
 
 
+SERVER_FAILED = FaultError(500, "server_error", "the server failed on this request; its log says more")
+"""For what should never happen."""
+
+
 class ErrorDetail(BaseModel):
     """What went wrong."""
 
@@ -72,6 +77,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     texts = {
         400: "The request cannot be served as it is.",
         401: "The API key is missing or unknown.",
+        403: "A script of another page asks, which the operator has not allowed.",
         404: "No such model.",
         408: "The body did not arrive in time.",
         413: "The body is too large.",

@@ -3,8 +3,10 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +19,12 @@ class Picture:
     Args:
         pixels: (H, W, 3) uint8.
         engine: that drew it.
+        weights: their hash.
     """
 
     pixels: npt.NDArray[np.uint8]
     engine: str
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,13 @@ class Start:
     pixels: npt.NDArray[np.uint8]
     strength: float
     evaluations: int
+
+
+class User(NamedTuple):
+    """Who asks: owners (of keys; without keys, addresses) take turns, and so do the users that an owner names."""
+
+    owner: str
+    name: str = ""
 
 
 Preview = Callable[[npt.NDArray[np.uint8]], None]
@@ -61,6 +72,7 @@ class Job:
         preview: wants a look after every evaluation.
         start: of image-to-image.
         attempts: engines that ended over it.
+        started: whether an engine has it.
     """
 
     prompt: str
@@ -68,19 +80,24 @@ class Job:
     steps: int
     guidance: float | None
     negative: str
-    user: str
+    user: User
     patience: float
     preview: Preview | None = None
     start: Start | None = None
     attempts: int = 0
+    started: bool = False
     made: float = field(default_factory=time.monotonic)
     picture: asyncio.Future[Picture] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Jobs of one kind can be drawn together; one that wants previews is drawn alone."""
+        """Jobs of one kind can be drawn together.
+
+        Drawn alone is one that wants previews, and one over which an engine ended: it may end another.
+        """
         strength = self.start.strength if self.start else None
-        return self.steps, self.guidance, self.negative, strength, self.preview and id(self)
+        alone = id(self) if self.preview or self.attempts else None
+        return self.steps, self.guidance, self.negative, strength, alone
 
     @property
     def evaluations(self) -> int:
@@ -97,22 +114,37 @@ class FairQueue:
     """Jobs in turns of their users: who asks for much waits for himself, not for others."""
 
     def __init__(self) -> None:
-        self._users: dict[str, deque[Job]] = {}
+        self._owners: dict[str, dict[str, deque[Job]]] = {}
         self._changed = asyncio.Condition()
 
     def __len__(self) -> int:
-        return sum(len(jobs) for jobs in self._users.values())
+        return sum(map(len, self._waiting()))
 
     @property
     def load(self) -> int:
         """Network evaluations that wait."""
-        return sum(job.evaluations for jobs in self._users.values() for job in jobs)
+        return sum(job.evaluations for jobs in self._waiting() for job in jobs)
+
+    def count(self, owner: str) -> int:
+        """Jobs of one owner."""
+        return sum(map(len, self._owners.get(owner, {}).values()))
+
+    def load_ahead(self, user: User, count: int) -> int:
+        """Network evaluations that are drawn before the last of `count` more jobs of a user, as turns are now."""
+        own = self._owners.get(user.owner, {})
+        turns = len(own.get(user.name, ())) + count
+        ahead = [job for jobs in own.values() for job in islice(jobs, turns)]
+        turns = len(ahead) + count
+        for owner, users in self._owners.items():
+            if owner != user.owner:
+                ahead += islice(chain.from_iterable(users.values()), turns)
+        return sum(job.evaluations for job in ahead)
 
     async def put(self, jobs: Sequence[Job]) -> None:
         """Add jobs behind those of their users."""
         async with self._changed:
             for job in jobs:
-                self._users.setdefault(job.user, deque()).append(job)
+                self._place(job).append(job)
             self._changed.notify_all()
         self._expect(jobs)
 
@@ -120,9 +152,16 @@ class FairQueue:
         """Return jobs that were taken and not drawn to where they were."""
         async with self._changed:
             for job in reversed(jobs):
-                self._users.setdefault(job.user, deque()).appendleft(job)
+                job.started = False
+                self._place(job).appendleft(job)
             self._changed.notify_all()
         self._expect(jobs)
+
+    def _waiting(self) -> Iterator[deque[Job]]:
+        return chain.from_iterable(users.values() for users in self._owners.values())
+
+    def _place(self, job: Job) -> deque[Job]:
+        return self._owners.setdefault(job.user.owner, {}).setdefault(job.user.name, deque())
 
     def _expect(self, jobs: Sequence[Job]) -> None:
         """Have them expire in time even if no engine comes for them: it may have ended."""
@@ -133,7 +172,8 @@ class FairQueue:
         """Remove jobs that nobody waits for any more; those that are being drawn are let be."""
         for job in jobs:
             job.picture.cancel()
-        self._drop_dead()
+        if jobs:
+            self._drop_dead()
 
     async def take(self, largest: int, linger: float) -> list[Job]:
         """Wait for jobs of one kind.
@@ -144,7 +184,7 @@ class FairQueue:
         """
         async with self._changed:
             while True:
-                await self._changed.wait_for(lambda: self._users)
+                await self._changed.wait_for(lambda: self._owners)
                 if linger > 0 and len(self) < largest:
                     await self._until(largest, linger)
                 if jobs := self._pick(largest):
@@ -158,27 +198,47 @@ class FairQueue:
             pass
 
     def _pick(self, largest: int) -> list[Job]:
+        """One job of every owner, again and again: of one kind, which the first has."""
         self._drop_dead()
         picked: list[Job] = []
-        while len(picked) < largest:
-            turn = [user for user, jobs in self._users.items() if not picked or jobs[0].kind == picked[0].kind]
-            for user in turn[: largest - len(picked) if picked else 1]:
-                jobs = self._users.pop(user)
-                picked.append(jobs.popleft())
-                if jobs:
-                    self._users[user] = jobs  # at the end: the others come first
-            if not turn:
-                break
+        found = True
+        while found and len(picked) < largest:
+            found = False
+            for owner in list(self._owners):
+                if len(picked) < largest and (job := self._next(owner, picked)):
+                    picked.append(job)
+                    found = True
+        for job in picked:
+            job.started = True
         return picked
+
+    def _next(self, owner: str, company: Sequence[Job]) -> Job | None:
+        """The owner's next job that fits its company; the owner and its user go to the end, the others come first."""
+        users = self._owners[owner]
+        fitting = (name for name, jobs in users.items() if not company or jobs[0].kind == company[0].kind)
+        name = next(fitting, None)
+        if name is None:
+            return None
+        jobs = users.pop(name)
+        job = jobs.popleft()
+        if jobs:
+            users[name] = jobs
+        del self._owners[owner]
+        if users:
+            self._owners[owner] = users
+        return job
 
     def _drop_dead(self) -> None:
         """Drop jobs that were cancelled, and those that have waited too long."""
-        for user, jobs in list(self._users.items()):
-            living = deque(job for job in jobs if not job.picture.done() and not self._expired(job))
-            if living:
-                self._users[user] = living
-            else:
-                del self._users[user]
+        for owner, users in list(self._owners.items()):
+            for name, jobs in list(users.items()):
+                living = deque(job for job in jobs if not job.picture.done() and not self._expired(job))
+                if living:
+                    users[name] = living
+                else:
+                    del users[name]
+            if not users:
+                del self._owners[owner]
 
     @staticmethod
     def _expired(job: Job) -> bool:

@@ -61,6 +61,7 @@ def new_key(name: str, file: Path) -> str:
         raise FewstepError(f"{name!r} is no name for a key: use letters, digits, dots, dashes and underscores")
     key = PREFIX + secrets.token_urlsafe(32)
     before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    before += "\n" if before and not before.endswith("\n") else ""
     with atomic_path(file) as temporary:
         temporary.touch(mode=0o600)
         temporary.write_text(f"{before}{name} {_hash(key)}\n", encoding="utf-8")

@@ -13,6 +13,11 @@ SECONDS = (
     0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 30, 60,
 )  # fmt: skip
 """Bounds of latencies: from a millisecond on, which is where few-step images begin."""
+CAUSES = (
+    "client_gone", "engine_failed", "invalid_api_key", "invalid_request", "queue_full", "refused", "server_error",
+    "waited_too_long",
+)  # fmt: skip
+"""Of refusals that alerts ask for: counted from zero on, since nothing grows that is not there."""
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
@@ -35,6 +40,8 @@ class Metrics:
             "fewstep_request_seconds", "From a request's first byte to its answer's last.", ["path", "status"]
         )
         self.rejections = self._counter("fewstep_rejections", "Requests not served, by cause.", ["cause"])
+        for cause in CAUSES:
+            self.rejections.labels(cause)
         self.restarts = self._counter("fewstep_worker_restarts", "Processes that took a dead one's place.", ["model"])
         self.reloads = self._counter("fewstep_reloads", "Models opened anew.", ["model", "outcome"])
 

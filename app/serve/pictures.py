@@ -12,7 +12,6 @@ import numpy.typing as npt
 from .context import Context
 from .jobs import Job, Picture
 from .service import Service
-from .worker import Facts
 
 FAST = 1
 """Of zlib's levels: a little larger, several times quicker."""
@@ -57,7 +56,7 @@ async def png_of(pixels: npt.NDArray[np.uint8], metadata: Mapping[str, str] | No
 
 
 async def drawn(
-    context: Context, service: Service, facts: Facts, jobs: Sequence[Job], gone: Coroutine[Any, Any, object]
+    context: Context, service: Service, jobs: Sequence[Job], gone: Coroutine[Any, Any, object] | None = None
 ) -> tuple[list[Picture], list[bytes]]:
     """Have jobs drawn, and checked: their pictures, and those as files.
 
@@ -66,21 +65,19 @@ async def drawn(
     """
     pictures = await context.draw(service, jobs, gone)
     await context.check([job.prompt for job in jobs], pictures)
-    return pictures, await _encode(context, service, facts, jobs, pictures)
+    return pictures, await _encode(context, service, jobs, pictures)
 
 
-async def _encode(
-    context: Context, service: Service, facts: Facts, jobs: Sequence[Job], pictures: Sequence[Picture]
-) -> list[bytes]:
+async def _encode(context: Context, service: Service, jobs: Sequence[Job], pictures: Sequence[Picture]) -> list[bytes]:
     with context.metrics.encoding.labels(service.name).time():
         return [
-            await png_of(picture.pixels, metadata(service, facts, job, picture))
+            await png_of(picture.pixels, metadata(service, job, picture))
             for job, picture in zip(jobs, pictures, strict=True)
         ]
 
 
-def metadata(service: Service, facts: Facts, job: Job, picture: Picture) -> dict[str, str]:
-    """What made a picture: enough to make it again."""
+def metadata(service: Service, job: Job, picture: Picture) -> dict[str, str]:
+    """What made a picture: enough to make it again, with what an edit starts from."""
     from ... import __version__
 
     made = {
@@ -89,8 +86,9 @@ def metadata(service: Service, facts: Facts, job: Job, picture: Picture) -> dict
         "seed": str(job.seed),
         "num_inference_steps": str(job.steps),
         "guidance_scale": "" if job.guidance is None else f"{job.guidance:g}",
+        "strength": f"{job.start.strength:g}" if job.start else "",
         "model": service.name,
-        "weights": facts.weights,
+        "weights": picture.weights,
         "engine": picture.engine,
         "software": f"fewstep {__version__}",
     }

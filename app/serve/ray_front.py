@@ -137,6 +137,8 @@ class RemoteService:
         try:
             async with asyncio.timeout(orders[0]["patience"]):
                 first: Reply = await anext(replies)
+            for job in jobs:
+                job.started = True  # as far as is known here
             async for reply in _chain(first, replies):
                 if isinstance(reply, np.ndarray) and preview:
                     preview(reply)

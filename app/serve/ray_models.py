@@ -23,7 +23,7 @@ from .worker import Facts
 
 Order = dict[str, Any]
 """What a `Job` is made of, as it goes from a front to a replica."""
-OWN = {"preview", "attempts", "made", "picture"}
+OWN = {"preview", "attempts", "started", "made", "picture"}
 """Of a `Job`, what stays where it was made."""
 Reply = None | npt.NDArray[np.uint8] | list[Picture] | dict[str, Any]
 """None: queued; pixels (H, W, 3) of a preview; then the pictures, or a `FaultError` by its arguments."""
@@ -127,7 +127,7 @@ class Models:
         shown: asyncio.Queue[npt.NDArray[np.uint8] | None] = asyncio.Queue()
         preview = shown.put_nowait if previews else None
         jobs = [Job(**order | {"patience": order["patience"] - spent}, preview=preview) for order in orders]
-        drawing = asyncio.create_task(self._context.draw(service, jobs, asyncio.Event().wait()))
+        drawing = asyncio.create_task(self._context.draw(service, jobs))
         drawing.add_done_callback(lambda _: shown.put_nowait(None))
         try:
             while (pixels := await shown.get()) is not None:

@@ -16,6 +16,7 @@ from . import faults, images, live, operations
 from .access import Access
 from .context import Checker, Context
 from .document import describe
+from .door import Door
 from .keys import Keys
 from .metrics import Metrics
 from .service import Limits, Service
@@ -69,6 +70,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         app.include_router(part.router)
     faults.install(app, metrics)
     describe(app, context)
+    app.add_middleware(Door, context=context)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -114,7 +116,7 @@ async def reload(app: FastAPI) -> None:
     for name, service in context.services.items():
         try:
             await service.reload()
-        except FewstepError as error:
+        except (FewstepError, OSError) as error:
             context.metrics.reloads.labels(name, "failed").inc()
             logger.error("not reloaded", extra={"model": name, "cause": str(error)})
         else:

@@ -11,10 +11,12 @@ from itertools import chain, repeat
 from ...runtime.errors import FewstepError
 from .jobs import FairQueue, Job, Picture
 from .metrics import Metrics
-from .worker import Batch, EndedError, EngineError, Facts, ModelSettings, Worker
+from .worker import Batch, EndedError, EngineError, Facts, ModelSettings, RefusedError, Worker
 
 MOST_ATTEMPTS = 2
 """Processes that one image may end before it is given up: it may be what ends them."""
+MOST_FAILURES = 3
+"""In a row: then the engine is broken (as a GPU is after an illegal access), and its process is replaced."""
 RESTART_SECONDS = (0.0, 1.0, 5.0, 15.0, 60.0)
 """Before a model is opened again, the last one repeatedly."""
 LEARNING = 0.2
@@ -35,7 +37,7 @@ class Limits:
     """
 
     wait_seconds: float = 5.0
-    images: int = 1024
+    images: int = 2048
     linger_seconds: float = 0.0
 
 
@@ -49,6 +51,17 @@ class FullError(Exception):
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"too many images are waiting: try again in {retry_after} s")
         self.retry_after = retry_after
+
+
+class TooManyError(Exception):
+    """A request that would be too much even for a queue that is empty.
+
+    Args:
+        seconds: that it takes.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"these images take about {seconds:.0f} s, which is longer than one may wait: ask for fewer")
 
 
 class Service:
@@ -90,13 +103,24 @@ class Service:
         """Queue jobs, all or none.
 
         Raises:
-            FullError: they would wait longer than the limits allow.
+            FullError: they would wait longer than the limits allow, or take others' places.
+            TooManyError: the last would wait for the first for longer than the limits allow.
         """
-        load = self._queue.load + sum(seat.load for seat in self._seats)
-        expected = load * self._evaluation_seconds / max(1, len(self._seats))
-        if expected > self.limits.wait_seconds or len(self._queue) + len(jobs) > self.limits.images:
-            raise FullError(max(1, math.ceil(expected - self.limits.wait_seconds / 2)))
-        await self._queue.put(jobs)
+        queue, user, most = self._queue, jobs[0].user, self.limits.wait_seconds
+        own = self._seconds(sum(job.evaluations for job in jobs[self.settings.largest_batch :]))
+        if own > most or len(jobs) > self.limits.images:
+            raise TooManyError(own)
+        ahead = queue.load_ahead(user, len(jobs)) + sum(seat.load for seat in self._seats)
+        expected = self._seconds(ahead) + own
+        # Nobody has more places than he leaves free: so there is always one for somebody else.
+        waiting, mine = len(queue), queue.count(user.owner)
+        places = (self.limits.images - waiting + mine + 1) // 2
+        if expected > most or (mine and mine + len(jobs) > places) or waiting + len(jobs) > self.limits.images:
+            raise FullError(max(1, math.ceil(expected - most / 2)))
+        await queue.put(jobs)
+
+    def _seconds(self, evaluations: int) -> float:
+        return evaluations * self._evaluation_seconds / max(1, len(self._seats))
 
     def discard(self, jobs: Sequence[Job]) -> None:
         """Forget jobs that nobody waits for any more."""
@@ -138,11 +162,13 @@ class Service:
         pauses = chain(RESTART_SECONDS, repeat(RESTART_SECONDS[-1]))
         while True:
             await asyncio.sleep(next(pauses))
-            with contextlib.suppress(FewstepError):
+            try:
                 worker = await asyncio.to_thread(Worker, self.settings)
+            except (FewstepError, OSError) as error:  # of the system: no memory for a process, too many files
+                logger.error("the model does not open again", extra={"model": self.name, "cause": str(error)})
+            else:
                 self.metrics.restarts.labels(self.name).inc()
                 return worker
-            logger.error("the model does not open again", extra={"model": self.name})
 
     def _learn(self, jobs: Sequence[Job], seconds: float) -> None:
         """Follow the time of an evaluation, by full batches above all: they are what a queue is worked off with."""
@@ -155,8 +181,10 @@ class _Seat:
     """Where a worker sits: takes batches from the queue, and gets another worker when this one ends."""
 
     def __init__(self, service: Service, worker: Worker) -> None:
-        self.worker: Worker | None = worker
-        self._service, self._jobs, self._leaving = service, list[Job](), False
+        self.worker: Worker | None = None
+        self._taking: asyncio.Timeout | None = None
+        self._sit(worker)
+        self._service, self._jobs, self._leaving, self._failures = service, list[Job](), False, 0
         self._task = asyncio.create_task(self._run(), name=f"draw {service.name}")
 
     @property
@@ -172,13 +200,40 @@ class _Seat:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
         if self.worker:
-            await asyncio.to_thread(self.worker.close)
-            self.worker = None
+            await asyncio.to_thread(self._rise().close)
+
+    def _sit(self, worker: Worker) -> None:
+        self.worker = worker
+        asyncio.get_running_loop().add_reader(worker.sentinel, self._see_end, worker.sentinel)
+
+    def _rise(self) -> Worker:
+        worker, self.worker = self.worker, None
+        assert worker is not None
+        asyncio.get_running_loop().remove_reader(worker.sentinel)
+        return worker
+
+    def _see_end(self, sentinel: int) -> None:
+        """A worker that is drawing is missed anyway; for one that is idle, taking jobs is interrupted."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(sentinel)
+        if self._taking:
+            self._taking.reschedule(loop.time())
+
+    async def _take(self) -> list[Job]:
+        """The next jobs, for a worker that is there."""
+        service = self._service
+        while True:
+            try:
+                async with asyncio.timeout(None) as self._taking:
+                    return await service._queue.take(service.settings.largest_batch, service.limits.linger_seconds)
+            except TimeoutError:
+                await self._recover()
+            finally:
+                self._taking = None
 
     async def _run(self) -> None:
-        service, limits = self._service, self._service.limits
         while not self._leaving:
-            self._jobs = await service._queue.take(service.settings.largest_batch, limits.linger_seconds)
+            self._jobs = await self._take()
             try:
                 await self._attempt(self._jobs)
             except Exception as error:  # a fault of ours: those who wait must hear of it, and the seat stays taken
@@ -194,6 +249,9 @@ class _Seat:
             await self._recover()
         except EngineError as error:
             await self._draw_singly(jobs, error)
+        if self._failures >= MOST_FAILURES:
+            self._jobs = []
+            await self._recover()
 
     async def _draw(self, jobs: Sequence[Job]) -> None:
         assert self.worker is not None
@@ -209,12 +267,20 @@ class _Seat:
             [job.start.pixels for job in jobs if job.start],
             first.start.strength if first.start else None,
         )
-        drawn = await self.worker.draw(batch, first.preview)
+        worker = self.worker
+        try:
+            drawn = await worker.draw(batch, first.preview)
+        except RefusedError:
+            raise
+        except EngineError:
+            self._failures += 1
+            raise
+        self._failures = 0
         self._service._learn(jobs, loop.time() - begin)
         self._service.metrics.drawn(self._service.name, drawn, waits)
         for job, pixels in zip(jobs, drawn.pixels, strict=True):
             if not job.picture.done():  # nobody waits for one that was cancelled
-                job.picture.set_result(Picture(pixels, drawn.engine))
+                job.picture.set_result(Picture(pixels, drawn.engine, worker.facts.weights))
 
     async def _draw_singly(self, jobs: Sequence[Job], error: EngineError) -> None:
         """Try each image of a batch that failed alone: one must not spoil the others."""
@@ -234,16 +300,17 @@ class _Seat:
 
     async def _recover(self) -> None:
         """Give the jobs back, and wait for another worker."""
-        service, worker, self.worker = self._service, self.worker, None
-        assert worker is not None
-        logger.error("a worker ended", extra={"model": service.name, "process_id": worker.process_id})
+        service, worker = self._service, self._rise()
+        event = "a worker failed too often" if self._failures else "a worker ended"
+        self._failures = 0
+        logger.error(event, extra={"model": service.name, "process_id": worker.process_id})
         for job in self._jobs:
             job.attempts += 1
         fail([job for job in self._jobs if job.attempts >= MOST_ATTEMPTS], EngineError("its process ended twice"))
         await service._queue.put_back([job for job in self._jobs if job.attempts < MOST_ATTEMPTS])
         self._jobs = []
         await asyncio.to_thread(worker.close)
-        self.worker = await service._replace()
+        self._sit(await service._replace())
 
 
 def fail(jobs: Sequence[Job], error: Exception) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from ...runtime.edit import DEFAULT_STRENGTH, first_step
 from ...runtime.errors import FewstepError
 from .faults import FaultError
-from .jobs import Job, Preview, Start
+from .jobs import Job, Preview, Start, User
 from .worker import Facts
 
 LONGEST_PROMPT = 1000
@@ -134,7 +134,7 @@ def make_jobs(
     prompts: Sequence[str],
     count: int,
     facts: Facts,
-    user: str,
+    user: User,
     patience: float,
     preview: Preview | None = None,
     start: Start | None = None,

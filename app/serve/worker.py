@@ -156,6 +156,11 @@ class Worker:
         """Of the process."""
         return self._process.pid or 0
 
+    @property
+    def sentinel(self) -> int:
+        """A file descriptor that can be read once the process has ended."""
+        return self._process.sentinel
+
     async def draw(self, batch: Batch, preview: Callable[[npt.NDArray[np.uint8]], None] | None = None) -> Drawn:
         """Draw a batch; `preview` is called with the pixels (H, W, 3) of a batch of one after each evaluation.
 

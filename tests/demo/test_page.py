@@ -13,6 +13,8 @@ from PIL import Image
 
 from ..served import Server, start
 
+httpx = pytest.importorskip("httpx")
+
 PICTURE = "#live-picture"
 PROMPT = "#prompt :is(input, textarea)"
 WAIT = 20_000
@@ -30,8 +32,9 @@ def page(demo: Server, chromium: Any) -> Iterator[Any]:
     page.context.close()
 
 
-def open_page(chromium: Any, demo: Server, width: int = 1280) -> tuple[Any, list[str], list[str]]:
+def open_page(chromium: Any, demo: Server, width: int = 1280, script: str = "") -> tuple[Any, list[str], list[str]]:
     page = chromium.new_context(viewport={"width": width, "height": 800}).new_page()
+    page.add_init_script(script)
     asked: list[str] = []
     errors: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -63,6 +66,18 @@ def saved(page: Any, selector: str) -> tuple[str, Image.Image]:
     with page.expect_download() as download:
         page.click(selector)
     return download.value.suggested_filename, Image.open(io.BytesIO(Path(download.value.path()).read_bytes()))
+
+
+def test_a_browser_without_idle_callbacks_draws_too(demo: Server, chromium: Any) -> None:
+    """Safari is one."""
+    page, _, errors = open_page(chromium, demo, script="delete window.requestIdleCallback")
+    assert errors == []
+    page.context.close()
+
+
+def test_nothing_is_uploaded(demo: Server) -> None:
+    answer = httpx.post(f"{demo.url}/demo/gradio_api/upload", files={"files": b"0"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
 def test_typing_draws_and_every_setting_counts(page: Any) -> None:
@@ -185,7 +200,6 @@ def test_a_server_that_stops_is_one_clear_line_and_one_that_is_back_goes_on(
 
 
 def test_the_api_stays_where_it_is(demo: Server) -> None:
-    httpx = pytest.importorskip("httpx")
     names = [entry["id"] for entry in httpx.get(f"{demo.url}/v1/models").json()["data"]]
     assert names == ["student", "other", "teacher"]
     assert httpx.get(demo.url).headers["location"] == "/demo/"

@@ -27,7 +27,7 @@ def test_it_says_what_this_server_has(server: Server, models: dict[str, Path]) -
     assert fields["size"]["anyOf"][0]["enum"] == ["auto", "8x8"]
     for path in (GENERATIONS, EDITS):
         responses = found["paths"][path]["post"]["responses"]
-        assert set(responses) == {"200", "400", "401", "404", "408", "413", "429", "500", "503"}
+        assert set(responses) == {"200", "400", "401", "403", "404", "408", "413", "429", "500", "503"}
     assert found["components"]["schemas"]["GenerationRequest"]["additionalProperties"] is False
 
 

@@ -1,5 +1,6 @@
 """What must not bring the service down: dead processes, full queues, rubbish on the disk, clients that leave."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -164,14 +165,19 @@ def test_half_closed_and_slow_clients_hold_up_nobody(models: dict[str, Path], st
     place = urlsplit(server.url)
     head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
     opened = []
-    for content in (b"", b"GET", head.encode(), head.encode() + b'{"prompt"'):
+    for content in (b"", b"GET", head.encode(), head.encode() + b'{"prompt"', b"GET / HTTP/1.1\r\nA: " + 70000 * b"b"):
         connection = socket.create_connection((place.hostname or "", place.port or 0))
         connection.sendall(content)
         opened.append(connection)
-    opened[-1].shutdown(socket.SHUT_WR)
+    opened[3].shutdown(socket.SHUT_WR)
     assert ask(server).status_code == 200
-    opened[2].settimeout(30)
+    for connection in opened:
+        connection.settimeout(30)
     assert b"408" in opened[2].recv(4096)  # its body never came
+    for silent in (opened[0], opened[1], opened[4]):  # nor the head of these, or too much of it
+        with contextlib.suppress(ConnectionResetError):
+            assert silent.recv(4096) == b""
+    assert server.log.read_text().count('"event": "connection closed"') == 3
     for connection in opened:
         connection.close()
     assert ask(server).status_code == 200

@@ -128,6 +128,9 @@ def test_other_pages_may_not_ask(server: Server) -> None:
         server.url + PATH, headers={"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
     )
     assert "access-control-allow-origin" not in answer.headers
+    for origin, status in (("https://elsewhere.example", 403), ("null", 403), ("http://[", 403), (server.url, 200)):
+        answer = httpx.post(server.url + PATH, json={"prompt": "a square"}, headers={"Origin": origin}, timeout=60)
+        assert answer.status_code == status
 
 
 def test_the_log_and_the_metrics_tell_what_happened_and_no_prompt(server: Server) -> None:

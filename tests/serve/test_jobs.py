@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from fewstep.app.serve.jobs import ExpiredError, FairQueue, Job
+from fewstep.app.serve.jobs import ExpiredError, FairQueue, Job, User
 
 
-def job(user: str, prompt: str = "", steps: int = 1, patience: float = 60.0) -> Job:
-    return Job(prompt, 0, steps, None, "", user, patience)
+def job(owner: str, prompt: str = "", steps: int = 1, patience: float = 60.0, user: str = "") -> Job:
+    return Job(prompt, 0, steps, None, "", User(owner, user), patience)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -38,6 +38,31 @@ def test_users_take_turns_and_keep_their_own_order() -> None:
     run(test())
 
 
+def test_who_names_many_users_gets_no_more_turns() -> None:
+    async def test() -> None:
+        queue = FairQueue()
+        await queue.put([job("many", prompt, user=prompt) for prompt in "aabc"])
+        await queue.put([job("one", prompt) for prompt in "xyz"])
+        assert prompts(await queue.take(4, 0)) == "axby"
+        assert prompts(await queue.take(8, 0)) == "cza"
+
+    run(test())
+
+
+def test_a_job_waits_for_those_before_its_turn_only() -> None:
+    async def test() -> None:
+        queue = FairQueue()
+        await queue.put([job("much", steps=2) for _ in range(100)])
+        await queue.put([job("more", user=str(number)) for number in range(10)])
+        assert queue.load_ahead(User("much"), 1) == 200 + 10
+        assert queue.load_ahead(User("little"), 1) == 2 + 1
+        assert queue.load_ahead(User("little"), 3) == 6 + 3
+        assert queue.load_ahead(User("more", "0"), 1) == 10 + 11 * 2
+        assert (queue.count("much"), queue.count("little")) == (100, 0)
+
+    run(test())
+
+
 def test_only_jobs_of_one_kind_are_taken_together() -> None:
     async def test() -> None:
         queue = FairQueue()
@@ -52,7 +77,7 @@ def test_only_jobs_of_one_kind_are_taken_together() -> None:
 def test_one_that_wants_previews_is_drawn_alone() -> None:
     async def test() -> None:
         queue = FairQueue()
-        watched = [Job(prompt, 0, 1, None, "", "one", 60.0, preview=lambda _: None) for prompt in "ab"]
+        watched = [Job(prompt, 0, 1, None, "", User("one"), 60.0, preview=lambda _: None) for prompt in "ab"]
         await queue.put([*watched, job("one", "c")])
         assert [prompts(await queue.take(8, 0)) for _ in range(3)] == ["a", "b", "c"]
 

@@ -19,6 +19,8 @@ def test_a_key_opens_and_its_file_gives_it_away_to_nobody(tmp_path: Path) -> Non
     key, other = new_key("ann", file), new_key("ben", file)
     assert (file.stat().st_mode & 0o777, len(file.read_text().splitlines())) == (0o600, 2)
     assert key not in file.read_text()
+    file.write_text(file.read_text().rstrip("\n"))  # as an editor may leave it
+    new_key("cid", file)
     keys = Keys.read(file)
     assert (keys.owner(key), keys.owner(other), keys.owner(key + "x"), keys.owner("")) == ("ann", "ben", None, None)
 
@@ -64,6 +66,8 @@ def test_a_server_with_keys_asks_for_them(models: dict[str, Path], tmp_path: Pat
         answer = httpx.post(f"{url}/v1/images/generations", json=body, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
         assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 401
+    endless = httpx.post(f"{url}/v1/images/edits", content=iter(lambda: b"0" * 1000, b""), timeout=60)
+    assert endless.status_code == 401  # before a body is read
     known = {"Authorization": f"Bearer {key}"}
     assert httpx.post(f"{url}/v1/images/generations", json=body, headers=known, timeout=60).status_code == 200
     assert httpx.get(f"{url}/health").status_code == 200

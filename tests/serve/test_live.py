@@ -1,19 +1,32 @@
 """A picture that follows the typing, over a WebSocket; and streams of server-sent events."""
 
+import asyncio
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from fewstep.app.serve.context import Context
+from fewstep.app.serve.jobs import Job, Picture, User
+from fewstep.app.serve.keys import Keys
+from fewstep.app.serve.live import Conversation
+from fewstep.app.serve.metrics import Metrics
+from fewstep.app.serve.service import Limits
+from fewstep.app.serve.worker import Facts
 
 from ..served import Server
 
 httpx = pytest.importorskip("httpx")
 websockets = pytest.importorskip("websockets.sync.client")
+exceptions = pytest.importorskip("websockets.exceptions")
+
+FACTS = Facts("student", (1,), 1, 8, 8, None, False, "none", "", "", evaluation_seconds=0.01)
 
 
 @contextmanager
@@ -73,6 +86,84 @@ def test_a_page_from_elsewhere_is_not_let_in(server: Server) -> None:
         pass
     with pytest.raises(websockets.InvalidStatus, match="403"), live(server, origin="https://elsewhere.example"):
         pass
+
+
+def test_what_is_no_text_or_no_origin_is_refused_and_told(server: Server) -> None:
+    with live(server) as socket:
+        socket.send(b"\x00")
+        with pytest.raises(exceptions.ConnectionClosed, match="1003"):
+            socket.recv(30)
+    with pytest.raises(websockets.InvalidStatus, match="403"), live(server, origin="http://["):
+        pass
+    counted = httpx.get(server.url + "/metrics").text
+    assert 'fewstep_rejections_total{cause="other_origin"}' in counted
+    assert 'fewstep_request_seconds_count{path="/v1/images/live",status="200"}' in counted
+
+
+class Socket:
+    """A client that has sent some messages, and leaves once it has heard an answer to the last."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts, self.heard = list(texts), list[dict[str, Any]]()
+        self.scope, self._answered = {"path": "/v1/images/live"}, asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        await asyncio.sleep(0.05)  # who types is slower than a program
+        if self.texts:
+            return {"type": "websocket.receive", "text": self.texts.pop(0)}
+        await self._answered.wait()
+        return {"type": "websocket.disconnect"}
+
+    async def send_json(self, answer: dict[str, Any]) -> None:
+        self.heard.append(answer)
+        if not self.texts:
+            self._answered.set()
+
+
+class Free:
+    """A service that begins at once, or one that has begun nothing of what it was given first."""
+
+    name, facts = "quick", FACTS
+
+    def __init__(self, busy: bool) -> None:
+        self.busy, self.jobs = busy, list[Job]()
+
+    async def submit(self, jobs: Sequence[Job]) -> None:
+        self.jobs += jobs
+        if not self.busy or len(self.jobs) > 1:
+            jobs[0].started = True
+            jobs[0].picture.set_result(Picture(np.zeros((8, 8, 3), np.uint8), "none", ""))
+
+    def discard(self, jobs: Sequence[Job]) -> None:
+        pass
+
+
+def converse(service: Any, texts: Sequence[str], checker: Any = None) -> list[dict[str, Any]]:
+    context = Context(Limits(), Keys(), Metrics(), checker, services={"quick": service})
+    socket: Any = Socket(texts)
+    asyncio.run(asyncio.wait_for(Conversation(socket, context, User("one")).follow(), 10))
+    return list(socket.heard)
+
+
+def test_what_no_engine_has_begun_makes_room_for_what_is_newer() -> None:
+    service = Free(busy=True)
+    heard = converse(service, ['{"prompt": "a", "id": 1}', '{"prompt": "b", "id": 2}'])
+    assert [answer["id"] for answer in heard] == [2]
+    assert [job.prompt for job in service.jobs] == ["a", "b"]
+    assert service.jobs[0].picture.cancelled()
+
+
+def test_a_fault_of_the_server_is_answered_and_does_not_end_the_conversation(caplog: pytest.LogCaptureFixture) -> None:
+    def check(prompts: Sequence[str], _: object) -> list[bool]:
+        if prompts == ["a"]:
+            raise RuntimeError("the checker is broken")
+        return [False]
+
+    heard = converse(Free(busy=False), ['{"prompt": "a", "id": 1}', '{"prompt": "b", "id": 2}'], check)
+    assert heard[0] == {"id": 1, "error": heard[0]["error"]}
+    assert heard[0]["error"]["code"] == "server_error"
+    assert "b64_json" in heard[1]
+    assert "the checker is broken" in caplog.text
 
 
 def events(server: Server, **body: Any) -> list[tuple[str, dict[str, Any]]]:
