@@ -60,7 +60,7 @@ peers: .venv/develop.done  ## what `fewstep bench --peers` compares with, each i
 	$(BIN)/python -m fewstep.app.bench.environments .peers
 
 overhead: .venv/develop.done  ## what the trainer costs beside a plain loop, on DEVICE, into results/overhead
-	$(BIN)/python tests/benchmarks/overhead.py --device $(DEVICE) --out results/overhead/$(DEVICE).json
+	$(BIN)/python tests/benchmarks/overhead.py --device $(DEVICE) --out results/overhead/$(DEVICE:auto=cpu).json
 
 serving: .venv/develop.done  ## what a server adds to its engine, and how it bears overload, into results/serving
 	$(BIN)/python tests/benchmarks/serving.py --out results/serving/$(DEVICE:auto=cpu).json

@@ -78,7 +78,7 @@ def open_picture(path: Path | None) -> "Image | None":
     Raises:
         FewstepError: it is none.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if path is None:
         return None
@@ -86,8 +86,10 @@ def open_picture(path: Path | None) -> "Image | None":
         with Image.open(path) as image:
             image.load()
             return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FewstepError(f"cannot read {path}: {error}") from error
+    except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise FewstepError(f"{path} is no picture that can be read: give a PNG, JPEG or WebP file") from error
+    except OSError as error:
+        raise FewstepError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _draw(

@@ -1,6 +1,8 @@
 """`fewstep load`: requests that arrive as people do, whether or not the server keeps up, and what became of them."""
 
 import asyncio
+import contextlib
+import http.client
 import math
 import time
 from collections import Counter
@@ -9,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import typer
@@ -74,6 +77,7 @@ def load(
     plans = [_read(trace)] if trace else [list(poisson(rate / images, seconds, seed)) for rate in _rates(rates)]
     if not all(plans):
         raise FewstepError("no request falls into that time: give higher --rates or more --seconds")
+    _require_server(url)
     rows = []
     for arrivals in plans:
         outcome, took = asyncio.run(send(url.rstrip("/") + "/v1/images/generations", body, arrivals, key))
@@ -85,6 +89,20 @@ def load(
             temporary.write_text(markdown_table(COLUMNS, rows), encoding="utf-8")
         if len(rows) > 1:
             _draw(rows, out / "load.png")
+
+
+def _require_server(url: str) -> None:
+    """Refuse to measure a server that is not there; what it answers is its own affair."""
+    kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+    try:
+        place = urlsplit(url)
+        with contextlib.closing(kinds[place.scheme](place.netloc, timeout=10)) as connection:
+            connection.request("GET", "/health")
+            connection.getresponse()
+    except (KeyError, ValueError, http.client.InvalidURL) as error:
+        raise FewstepError(f"{url} is no address of a server: give one such as http://127.0.0.1:8000") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise FewstepError(f"no server answers at {url}: start one with `fewstep serve`") from error
 
 
 def poisson(rate: float, seconds: float, seed: int) -> Iterator[float]:

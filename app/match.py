@@ -18,9 +18,15 @@ IMAGES, BATCH = 256, 8
 
 
 def score_if_possible(source: "Source", precision: str, data: Path | None) -> "Score | None":
-    """What `match_score` gives for a precision of few bits; a sentence where it cannot be had, and None."""
+    """What `match_score` gives for a precision of few bits; without data, or other pictures, a sentence and None.
+
+    Raises:
+        FewstepError: there is no such data.
+    """
     if precision not in QUANTISED:
         return None
+    if data is not None and not data.is_dir():
+        raise FewstepError(f"there is no folder {data}: give --data with the pictures that the student was trained on")
     try:
         if data is None:
             raise FewstepError("give --data with the pictures that the student was trained on")

@@ -25,7 +25,7 @@ from ..runtime.families import family_of, load_model
 from ..runtime.files import read_json, write_json
 from ..runtime.networks import Networks
 from ..runtime.noise import trajectory_noise
-from ..runtime.wording import in_steps
+from ..runtime.wording import either, in_steps
 from .calls import Call, Recalled, watched
 from .differences import END_TO_END, part_tolerances
 from .graph import Graph, part_graph
@@ -146,7 +146,7 @@ class PartsSource:
     def require_target(self, target: str) -> None:
         """Refuse a target that holds whole trajectories alone."""
         if target not in TARGETS:
-            raise FewstepError(f"exports in parts are for {' or '.join(TARGETS)}, not for {target}: use --shape fused")
+            raise FewstepError(f"exports in parts are for {either(list(TARGETS))}, not for {target}: use --shape fused")
 
     def place(self, folder: Path, name: str, target: str) -> tuple[Path, str]:
         """Where the file of a part goes, and its name without the suffix."""

@@ -19,6 +19,7 @@ from ..runtime.families import Model, load_model
 from ..runtime.samplers import get_sampler
 from ..runtime.text import CONDITION, TextEncoder
 from ..runtime.trajectory import Trajectory
+from ..runtime.wording import in_steps
 from .calibration import calibration_samples
 from .graph import Graph, TextStates, text_encoder_graph, trajectory_graph
 from .nodes import keeping
@@ -161,6 +162,6 @@ def _check_steps(directory: Path, card: Card, steps: int | None) -> int:
     if steps is None:
         return card.steps[0]
     if steps not in card.steps:
-        known = " or ".join(map(str, card.steps))
-        raise FewstepError(f"{directory} was distilled for {known} steps, not for {steps}: use --steps {card.steps[0]}")
+        counts = " or ".join([*map(str, card.steps[:-1]), in_steps(card.steps[-1])])
+        raise FewstepError(f"{directory} was distilled for {counts}, not for {steps}: use --steps {card.steps[0]}")
     return steps

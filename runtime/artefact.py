@@ -11,6 +11,7 @@ from typing import Any
 from .errors import FewstepError
 from .files import atomic_path, read_json, sha256_of, write_json
 
+NO_MODEL = "there is no model at {}: give the directory that `fewstep train` wrote"
 CARD, INDEX = "fewstep.json", "model_index.json"
 _NOT_DRAWING = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of a diffusers directory that play no part in what is drawn from a prompt."""
@@ -59,7 +60,7 @@ def read_card(directory: Path) -> Card:
         FewstepError: no such directory, no file where there must be one, or a field is missing or wrong.
     """
     if not directory.is_dir():
-        raise FewstepError(f"there is no model at {directory}: give the directory that `fewstep train` wrote")
+        raise FewstepError(NO_MODEL.format(directory))
     raw = read_json(directory / CARD) if (directory / CARD).is_file() else _plain_card(directory)
     try:
         card = Card(
@@ -115,6 +116,8 @@ def parts_of(directory: Path) -> list[str]:
     Raises:
         FewstepError: the index is missing or is not JSON.
     """
+    if not directory.is_dir():
+        raise FewstepError(NO_MODEL.format(directory))
     index = read_json(directory / INDEX)
     return [name for name, kind in index.items() if isinstance(kind, list) and (directory / name).is_dir()]
 

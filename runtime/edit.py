@@ -24,7 +24,7 @@ def first_step(steps: int, strength: float) -> int:
     if not 0 < strength < 1:
         raise FewstepError(f"a strength of {strength:g} is not possible: give one between 0 and 1")
     if steps == 1:
-        raise FewstepError("image-to-image starts in the middle of a trajectory, and a single step has none: give more")
+        raise FewstepError("image-to-image starts between two steps: take a model of two or more, such as the teacher")
     taken = int(strength * steps + 1e-9)
     if not taken:
         raise FewstepError(f"strength {strength:g} of {steps} steps is less than one: give at least {1 / steps:.2g}")

@@ -25,7 +25,7 @@ from .files import atomic_path
 from .networks import Networks
 from .noise import trajectory_noise
 from .prompt_cache import engine_prompts
-from .wording import in_steps
+from .wording import either, in_steps
 
 A_PROMPT = "a red apple"
 """What `auto` draws to measure."""
@@ -100,7 +100,7 @@ class Pipeline:
         """
         target = engine.partition("-")[0]
         if engine not in ("auto", TORCH, COMPILED) and target not in ENGINES:
-            raise FewstepError(f"unknown engine {engine!r}: choose auto, {TORCH}, {COMPILED}, {' or '.join(ENGINES)}")
+            raise FewstepError(f"unknown engine {engine!r}: choose {either(['auto', TORCH, COMPILED, *ENGINES])}")
         card = read_card(Path(directory))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

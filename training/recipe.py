@@ -101,7 +101,13 @@ def read_recipe(path: Path, default: Recipe) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FewstepError(f"cannot read the recipe {path}: {first_line(error)}") from error
+        where = getattr(error, "problem_mark", None)  # of YAML, with the problem
+        cause = (
+            f"line {where.line + 1}: {getattr(error, 'problem', '')}"
+            if where
+            else getattr(error, "strerror", None) or first_line(error)
+        )
+        raise FewstepError(f"cannot read the recipe {path}: {cause}") from error
     return overlay(default, content or {}, str(path))
 
 
@@ -119,11 +125,11 @@ def overlay(default: Recipe, values: Any, place: str) -> Recipe:
     if not isinstance(values, dict):
         raise FewstepError(f"{place} must be a mapping from names to values, not {values!r}")
     known: Any = default
-    names = [each.name for each in fields(known)]
+    names = {each.name for each in fields(known)}
     changes = {}
     for name, value in values.items():
         if name not in names:
-            raise FewstepError(f"{place} has no field {name!r}: {_suggestion(str(name), names)}")
+            raise FewstepError(f"{place} has no field {name!r}: {_suggestion(str(name), known)}")
         old, inner = getattr(default, name), f"{place}: {name}"
         changes[name] = overlay(old, value, inner) if is_dataclass(old) else _checked(known, name, value, inner)
     return replace(known, **changes)  # type: ignore[no-any-return]
@@ -139,6 +145,11 @@ def _checked(recipe: Any, name: str, value: Any, place: str) -> Any:
         raise FewstepError(f"{place}: {value!r} does not fit: {error}") from error
 
 
-def _suggestion(name: str, names: list[str]) -> str:
-    guess = get_close_matches(name, names, n=1)
-    return f"did you mean {guess[0]}?" if guess else f"it has {', '.join(names)}"
+def _suggestion(name: str, recipe: Any) -> str:
+    """The nearest field, of this recipe or of one within it."""
+    own = [each.name for each in fields(recipe)]
+    parts = {part: value for part in own if is_dataclass(value := getattr(recipe, part))}
+    places = {each.name: f"{part}: {{{each.name}: ...}}" for part, value in parts.items() for each in fields(value)}
+    places |= {name: name for name in own}
+    guess = get_close_matches(name, places, n=1)
+    return f"did you mean {places[guess[0]]}?" if guess else f"it has {', '.join(own)}"

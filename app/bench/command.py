@@ -32,8 +32,12 @@ COLUMNS = (
 
 
 def bench(
-    student: Annotated[Path, typer.Argument(help="The student's directory.")] = SHIPPED_STUDENT,
-    teacher: Annotated[Path, typer.Option(help="Its teacher's directory.")] = SHIPPED_TEACHER,
+    student: Annotated[
+        Path, typer.Argument(help="The student's directory.", show_default="the shipped student")
+    ] = SHIPPED_STUDENT,
+    teacher: Annotated[
+        Path, typer.Option(help="Its teacher's directory.", show_default="the shipped teacher")
+    ] = SHIPPED_TEACHER,
     data: Annotated[Path | None, typer.Option(help="Also evaluate every contender against these pictures.")] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for bench.json and, with --data, the plot and the pictures.")

@@ -40,6 +40,8 @@ def demo(
             f"{host} is reached from other machines, and the page asks for no key: leave --host out and come through "
             f"`ssh -L {port}:127.0.0.1:{port} THIS-MACHINE`, or use `fewstep serve --keys`"
         )
+    if bench != BENCHMARK and not bench.is_file():
+        raise FewstepError(f"there is no {bench}: `fewstep bench --data DIR --out FOLDER` writes FOLDER/bench.json")
     given = named(models or [str(SHIPPED_STUDENT), str(SHIPPED_TEACHER)])
     cards = {name: read_card(path) for name, path in given.items()}
     if not any(card.kind == "student" for card in cards.values()):

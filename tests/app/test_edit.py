@@ -74,7 +74,7 @@ def test_each_evaluation_that_is_left_is_shown(teacher: Pipeline, picture: Image
         ({"strength": 0.0}, "a strength of 0 is not possible"),
         ({"strength": 1.0}, "a strength of 1 is not possible"),
         ({"strength": 0.2}, "strength 0.2 of 4 steps is less than one: give at least 0.25"),
-        ({"strength": 0.5, "steps": 1}, "a single step has none"),
+        ({"strength": 0.5, "steps": 1}, "image-to-image starts between two steps"),
         ({"strength": 0.5, "image": None}, "give the image too"),
         ({"strength": 0.5, "image": []}, "0 pictures were given for 1 prompts"),
     ],

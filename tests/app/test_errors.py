@@ -35,7 +35,7 @@ def assert_refused(outcome, sentence: str) -> None:
         ("--output {}/x.jpg", "is not a PNG file name: end it in .png"),
         ("--output {}/absent/x.png", "its folder must exist and be writable"),
         ("--output {}/file/x.png", "its folder must exist and be writable"),
-        ("--output {}/x.png --engine tpu", "unknown engine 'tpu': choose auto, torch, torch-compiled, onnx or"),
+        ("--output {}/x.png --engine tpu", "unknown engine 'tpu': choose auto, torch, torch-compiled, onnx, openvino,"),
         ("--output {}/x.png --engine onnx", "fewstep export"),
         ("--output {}/x.png --engine openvino", "fewstep export"),
         ("--output {}/x.png --teacher {}/absent", "there is no model at"),
@@ -180,7 +180,9 @@ def test_only_students_are_exported(run, teacher: Path) -> None:
 
 
 def test_an_unknown_export_target_is_refused(run, student: Path) -> None:
-    assert_refused(run("export", student, "--to", "tpu"), "unknown export target 'tpu': choose onnx or openvino")
+    assert_refused(
+        run("export", student, "--to", "tpu"), "unknown export target 'tpu': choose onnx, openvino, tensorrt or aoti"
+    )
     assert not (student / "engines").exists()
 
 

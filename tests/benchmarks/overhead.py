@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.app.machine import machine
 from fewstep.runtime.denoiser import Condition
 from fewstep.runtime.families import Model, sana
 from fewstep.runtime.files import write_json
@@ -309,7 +310,14 @@ def report(methods: Sequence[str], setup: Setup, peak: Callable[[str, str], floa
         peak: MiB that `side` (`trainer` or `plain`) of `method` takes: `peak(side, method)`.
     """
     device = torch.cuda.get_device_name() if setup.device.type == "cuda" else "cpu"
-    results: dict[str, Any] = {"device": device, "precision": setup.precision, "batch": setup.batch}
+    results: dict[str, Any] = {
+        "machine": machine(),
+        "device": device,
+        "precision": setup.precision,
+        "batch": setup.batch,
+        "blocks": setup.blocks,
+        "iterations": setup.iterations,
+    }
     # Memory first: a process that a large one starts counts as large.
     memory = {method: (peak("trainer", method), peak("plain", method)) for method in methods}
     for method, (ours, floor) in memory.items():

@@ -69,7 +69,7 @@ def test_exporting_again_keeps_what_still_holds(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "steps", "precision", "sentence"),
     [
-        ("tflite", None, None, "unknown export target 'tflite': choose onnx or openvino"),
+        ("tflite", None, None, "unknown export target 'tflite': choose onnx, openvino, tensorrt or aoti"),
         ("onnx", 3, None, "was distilled for 1 or 2 steps, not for 3"),
         ("onnx", None, "int4", "onnx has no precision 'int4' on this machine: choose fp32"),
     ],

@@ -91,8 +91,11 @@ def test_without_pictures_the_gate_says_that_it_compares_no_score(
         "fewstep: the match@1 of int8 is not compared with torch's: give --data with the pictures that the student was "
         "trained on\n"
     )
-    assert match.score_if_possible(source, "int8", tmp_path / "nowhere") is None
+    (tmp_path / "train").mkdir()
+    assert match.score_if_possible(source, "int8", tmp_path) is None
     assert "is not compared with torch's" in capsys.readouterr().err
+    with pytest.raises(FewstepError, match="there is no folder .*nowhere"):
+        match.score_if_possible(source, "int8", tmp_path / "nowhere")
 
 
 @pytest.fixture(scope="module")

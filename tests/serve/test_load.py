@@ -1,5 +1,6 @@
 """The load generator: arrivals, percentiles, and a real server under it."""
 
+import asyncio
 import json
 from collections import Counter
 from pathlib import Path
@@ -7,7 +8,7 @@ from statistics import mean, pvariance
 
 import pytest
 
-from fewstep.app.load import Outcome, load, poisson, summary
+from fewstep.app.load import Outcome, load, poisson, send, summary
 from fewstep.runtime.errors import FewstepError
 
 from ..served import Server
@@ -55,10 +56,25 @@ def test_a_trace_is_followed(server: Server, tmp_path: Path, capsys: pytest.Capt
     assert json.loads((tmp_path / "load.json").read_text())["rows"][0]["served"] == 3
 
 
-def test_a_server_that_is_not_there_is_counted_as_such(tmp_path: Path) -> None:
-    load("http://127.0.0.1:1", **options(rates="50", seconds=0.2, out=tmp_path))  # type: ignore[arg-type]
-    row = json.loads((tmp_path / "load.json").read_text())["rows"][0]
-    assert (row["served"], row["failed"]) == (0, row["requests"])
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://127.0.0.1:1", "no server answers at http://127.0.0.1:1: start one"),
+        ("http:///", "no server answers"),
+        ("file:///etc", "is no address of a server"),
+        ("http://[", "is no address of a server"),
+        ("http://127.0.0.1:port", "is no address of a server"),
+    ],
+)
+def test_a_server_that_is_not_there_is_not_measured(url: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(FewstepError, match=message):
+        load(url, **options(rates="50", seconds=0.2, out=tmp_path / "out"))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_goes_is_counted_as_such() -> None:
+    outcome, _ = asyncio.run(send("http://127.0.0.1:1/v1/images/generations", {}, [0.0, 0.01], ""))
+    assert outcome.statuses == {0: 2}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +90,7 @@ def test_an_impossible_load_is_refused(changed: dict[str, object], message: str)
         load("http://127.0.0.1:1", **options(**changed))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-1"])
+@pytest.mark.parametrize("text", ["", "soon", "-1", "0\n0", "inf"])
 def test_a_trace_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "trace").write_text(text)
     with pytest.raises(FewstepError, match="is no trace"):

@@ -34,6 +34,7 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     [
         ("stepps: 2", "has no field 'stepps': did you mean steps?"),
         ("method: {guidence: 2}", "method has no field 'guidence': did you mean guidance?"),
+        ("guidance: 2", "has no field 'guidance': did you mean method: {guidance: ...}?"),
         ("zebra: 1", "has no field 'zebra': it has method, trainer, steps, batch_size, lora_rank, watchdog"),
         ("steps: many", "steps: 'many' does not fit"),
         ("method: {time_range: [0.1]}", "time_range: "),
