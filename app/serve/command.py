@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -30,6 +31,9 @@ LARGEST_MESSAGE = 65536
 """Of a WebSocket, in bytes."""
 MOST_FILES, OWN_FILES = 65536, 256
 """Descriptors that a server makes use of, and those of them that are not for connections."""
+THREADS = 64
+"""For what would hold up the event loop: models that open, large pictures, a checker. asyncio would have six on two
+cores, and every model that opens takes one."""
 
 
 def serve(
@@ -201,8 +205,9 @@ async def _serve(app: "FastAPI", listener: socket.socket) -> None:
 
     from .server import open_models, reload
 
-    await open_models(app)
     loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+    loop.set_default_executor(ThreadPoolExecutor(THREADS))
+    await open_models(app)
 
     def hang_up() -> None:
         task = asyncio.create_task(reload(app))

@@ -94,7 +94,7 @@ def test_without_pictures_the_gate_says_that_it_compares_no_score(
     (tmp_path / "train").mkdir()
     assert match.score_if_possible(source, "int8", tmp_path) is None
     assert "is not compared with torch's" in capsys.readouterr().err
-    with pytest.raises(FewstepError, match="there is no folder .*nowhere"):
+    with pytest.raises(FewstepError, match=r"there is no folder .*nowhere"):
         match.score_if_possible(source, "int8", tmp_path / "nowhere")
 
 
