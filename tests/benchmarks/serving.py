@@ -35,7 +35,7 @@ from fewstep.runtime.files import write_json
 
 PATH = "/v1/images/generations"
 LARGEST_BATCH, CLIENTS, WAIT = 8, 32, 2.0
-TURNS = 5
+TURNS = 15
 """Of the measurement of throughput."""
 _numbers = count()
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("models/emoji-student"))
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--seconds", type=float, default=40.0, help="of throughput, of the server as of the pipeline")
+    parser.add_argument("--seconds", type=float, default=90.0, help="of throughput, of the server as of the pipeline")
     parser.add_argument("--overload", type=float, default=60.0, help="seconds")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of saturation, for leaks")
     parser.add_argument("--out", type=Path, required=True)
