@@ -25,7 +25,6 @@ from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 from rich.console import Console
 
 from fewstep.app.load import poisson, send, summary
@@ -99,8 +98,7 @@ def body_for(prompt: str) -> bytes:
 
 def ask_by_socket(connection: socket.socket, body: bytes) -> None:
     """Write a request, and read all of the answer."""
-    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    connection.sendall(f"{head}\r\n\r\n".encode() + body)
+    connection.sendall(request_of(body))
     answer = bytearray()
     while not (found := re.search(rb"content-length: (\d+)\r\n.*?\r\n\r\n", answer, re.DOTALL)):
         answer += connection.recv(65536)
@@ -108,6 +106,12 @@ def ask_by_socket(connection: socket.socket, body: bytes) -> None:
         answer += connection.recv(65536)
     if not answer.startswith(b"HTTP/1.1 200 "):
         raise SystemExit(f"a request was answered {answer.splitlines()[0].decode()}")
+
+
+def request_of(body: bytes) -> bytes:
+    """A request as it is sent."""
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n".encode() + body
 
 
 def ask_by_client(client: HTTPConnection, body: bytes) -> None:
@@ -141,7 +145,7 @@ def best_throughput(pipeline: Pipeline, seconds: float) -> float:
 
 @dataclass
 class Saturation:
-    """As many clients who always ask, and what they got."""
+    """Clients who always ask, and what they got; they only write and read, to leave the machine to the server."""
 
     served: int = 0
     failed: int = 0
@@ -155,17 +159,20 @@ class Saturation:
     async def run(self, url: str, seconds: float) -> None:
         """Have them ask for so long."""
         start = time.perf_counter()
-        async with aiohttp.ClientSession() as session:
-            await asyncio.gather(*(self._client(session, url, number, start + seconds) for number in range(CLIENTS)))
+        await asyncio.gather(*(self._client(url, number, start + seconds) for number in range(CLIENTS)))
         self.seconds = time.perf_counter() - start
 
-    async def _client(self, session: aiohttp.ClientSession, url: str, number: int, end: float) -> None:
+    async def _client(self, url: str, number: int, end: float) -> None:
+        reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
         while time.perf_counter() < end:
-            body = {"prompt": new_prompt(), "user": str(number)}
-            async with session.post(url + PATH, json=body) as answer:
-                await answer.read()
-                self.served += answer.status == 200
-                self.failed += answer.status != 200
+            writer.write(request_of(json.dumps({"prompt": new_prompt(), "user": str(number)}).encode()))
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            await reader.readexactly(int(length[1]) if length else 0)
+            self.served += head.startswith(b"HTTP/1.1 200 ")
+            self.failed += not head.startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        await writer.wait_closed()
 
 
 async def soak(url: str, process: int, seconds: float) -> dict[str, Any]:
