@@ -116,7 +116,7 @@ async def reload(app: FastAPI) -> None:
     for name, service in context.services.items():
         try:
             await service.reload()
-        except (FewstepError, OSError) as error:
+        except Exception as error:  # the next model may open
             context.metrics.reloads.labels(name, "failed").inc()
             logger.error("not reloaded", extra={"model": name, "cause": str(error)})
         else:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 
-from ...runtime.errors import FewstepError
 from .jobs import FairQueue, Job, Picture
 from .metrics import Metrics
 from .worker import Batch, EndedError, EngineError, Facts, ModelSettings, RefusedError, Worker
@@ -164,7 +163,7 @@ class Service:
             await asyncio.sleep(next(pauses))
             try:
                 worker = await asyncio.to_thread(Worker, self.settings)
-            except (FewstepError, OSError) as error:  # of the system: no memory for a process, too many files
+            except Exception as error:  # the system may have no memory for a process, no file, no thread: for now
                 logger.error("the model does not open again", extra={"model": self.name, "cause": str(error)})
             else:
                 self.metrics.restarts.labels(self.name).inc()

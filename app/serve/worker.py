@@ -135,8 +135,13 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, settings), daemon=True)
-        self._process.start()
-        theirs.close()
+        try:
+            self._process.start()
+        except OSError as error:  # no memory, or too many processes or files
+            self._connection.close()
+            raise FewstepError(f"no process for {settings.directory} can be started: {error.strerror}") from error
+        finally:
+            theirs.close()
         try:
             if not self._connection.poll(START_SECONDS):
                 self._process.kill()

@@ -89,6 +89,6 @@ def test_a_process_that_is_stopped_midway_holds_nobody_up_and_is_ended(
             await drawing
         return turns
 
-    assert asyncio.run(draw()) > 10
+    assert asyncio.run(draw()) > 2  # one, if the event loop were held up
     worker.close()
     assert worker._process.exitcode == -signal.SIGKILL
