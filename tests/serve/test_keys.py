@@ -12,6 +12,7 @@ from fewstep.runtime.errors import FewstepError
 from .conftest import start_server
 
 httpx = pytest.importorskip("httpx")
+websockets = pytest.importorskip("websockets.sync.client")
 
 
 def test_a_key_opens_and_its_file_gives_it_away_to_nobody(tmp_path: Path) -> None:
@@ -68,6 +69,12 @@ def test_a_server_with_keys_asks_for_them(models: dict[str, Path], tmp_path: Pat
         assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 401
     endless = httpx.post(f"{url}/v1/images/edits", content=iter(lambda: b"0" * 1000, b""), timeout=60)
     assert endless.status_code == 401  # before a body is read
+    live = url.replace("http", "ws") + "/v1/images/live"
+    with pytest.raises(websockets.InvalidStatus, match="403"), websockets.connect(live):
+        pass
+    with websockets.connect(live, subprotocols=["fewstep", f"key.{key}"]) as socket:
+        socket.send('{"prompt": "a square"}')
+        assert '"b64_json"' in socket.recv(30)
     known = {"Authorization": f"Bearer {key}"}
     assert httpx.post(f"{url}/v1/images/generations", json=body, headers=known, timeout=60).status_code == 200
     assert httpx.get(f"{url}/health").status_code == 200

@@ -153,6 +153,17 @@ def test_what_no_engine_has_begun_makes_room_for_what_is_newer() -> None:
     assert service.jobs[0].picture.cancelled()
 
 
+def test_what_the_operators_checker_flags_is_not_shown() -> None:
+    def check(prompts: Sequence[str], pixels: Sequence[np.ndarray[Any, Any]]) -> list[bool]:
+        assert [picture.shape for picture in pixels] == [(8, 8, 3)]
+        return [prompt == "a" for prompt in prompts]
+
+    heard = converse(Free(busy=False), ['{"prompt": "a", "id": 1}', '{"prompt": "b", "id": 2}'], check)
+    assert heard[0]["error"]["code"] == "content_policy_violation"
+    assert "b64_json" not in heard[0]
+    assert "b64_json" in heard[1]
+
+
 def test_a_fault_of_the_server_is_answered_and_does_not_end_the_conversation(caplog: pytest.LogCaptureFixture) -> None:
     def check(prompts: Sequence[str], _: object) -> list[bool]:
         if prompts == ["a"]:
