@@ -47,7 +47,7 @@ def test_plain_loop_calls_the_networks_as_the_trainer_does(method: str) -> None:
 
 def test_report_holds_a_ratio_of_time_and_memory_for_each_method() -> None:
     found = report(["dmd2", "lcm"], TINY, peak=lambda side, method: run_alone(side, method, TINY))
-    assert found.keys() == {"device", "precision", "batch", "dmd2", "lcm"}
+    assert found.keys() == {"machine", "device", "precision", "batch", "blocks", "iterations", "dmd2", "lcm"}
     for method in PLAIN:
         times, memory = found[method]["step_time"], found[method]["peak_memory"]
         assert times.keys() == {"ratio", "ratios", "trainer_milliseconds", "plain_milliseconds"}
