@@ -181,7 +181,7 @@ def open_source(
     if shape is None:
         shape = "parts" if has_text_encoders(directory) else "fused"
     if shape not in SHAPES:
-        raise FewstepError(f"unknown shape {shape!r}: choose {either(list(SHAPES))}")
+        raise FewstepError(f"unknown shape {shape!r}: choose {either(SHAPES)}")
     if shape == "fused":
         return Source(directory, steps, kernels)
     if steps is not None:
@@ -200,11 +200,11 @@ def check_request(target: str, precision: str | None = None) -> Request:
         FewstepError: an unknown target or precision, or the engine's library is missing.
     """
     if target not in TARGETS:
-        raise FewstepError(f"unknown export target {target!r}: choose {either(list(TARGETS))}")
+        raise FewstepError(f"unknown export target {target!r}: choose {either(TARGETS)}")
     library = engine_module(target).library()
     possible = TARGETS[target].precisions()
     if precision is not None and precision not in possible:
-        raise FewstepError(f"{target} has no precision {precision!r} on this machine: choose {either(list(possible))}")
+        raise FewstepError(f"{target} has no precision {precision!r} on this machine: choose {either(possible)}")
     return Request(target, precision or possible[0], library)
 
 

@@ -146,7 +146,7 @@ class PartsSource:
     def require_target(self, target: str) -> None:
         """Refuse a target that holds whole trajectories alone."""
         if target not in TARGETS:
-            raise FewstepError(f"exports in parts are for {either(list(TARGETS))}, not for {target}: use --shape fused")
+            raise FewstepError(f"exports in parts are for {either(TARGETS)}, not for {target}: use --shape fused")
 
     def place(self, folder: Path, name: str, target: str) -> tuple[Path, str]:
         """Where the file of a part goes, and its name without the suffix."""

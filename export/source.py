@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..runtime.artefact import Card, read_card, weights_hash
+from ..runtime.artefact import Card, read_card, require_steps, weights_hash
 from ..runtime.engines import TEXT_ENCODER, TRAJECTORY, Arrays, Engine, Engines, load_engines
 from ..runtime.engines.manifest import Manifest
 from ..runtime.engines.torch import TorchEngine, torch_engines
@@ -19,7 +19,6 @@ from ..runtime.families import Model, load_model
 from ..runtime.samplers import get_sampler
 from ..runtime.text import CONDITION, TextEncoder
 from ..runtime.trajectory import Trajectory
-from ..runtime.wording import in_steps
 from .calibration import calibration_samples
 from .graph import Graph, TextStates, text_encoder_graph, trajectory_graph
 from .nodes import keeping
@@ -161,7 +160,5 @@ def _check_steps(directory: Path, card: Card, steps: int | None) -> int:
         )
     if steps is None:
         return card.steps[0]
-    if steps not in card.steps:
-        counts = " or ".join([*map(str, card.steps[:-1]), in_steps(card.steps[-1])])
-        raise FewstepError(f"{directory} was distilled for {counts}, not for {steps}: use --steps {card.steps[0]}")
+    require_steps(directory, card.steps, steps)
     return steps

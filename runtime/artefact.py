@@ -10,8 +10,8 @@ from typing import Any
 
 from .errors import FewstepError
 from .files import atomic_path, read_json, sha256_of, write_json
+from .wording import in_steps
 
-NO_MODEL = "there is no model at {}: give the directory that `fewstep train` wrote"
 CARD, INDEX = "fewstep.json", "model_index.json"
 _NOT_DRAWING = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of a diffusers directory that play no part in what is drawn from a prompt."""
@@ -59,8 +59,7 @@ def read_card(directory: Path) -> Card:
     Raises:
         FewstepError: no such directory, no file where there must be one, or a field is missing or wrong.
     """
-    if not directory.is_dir():
-        raise FewstepError(NO_MODEL.format(directory))
+    _require_directory(directory)
     raw = read_json(directory / CARD) if (directory / CARD).is_file() else _plain_card(directory)
     try:
         card = Card(
@@ -116,10 +115,14 @@ def parts_of(directory: Path) -> list[str]:
     Raises:
         FewstepError: the index is missing or is not JSON.
     """
-    if not directory.is_dir():
-        raise FewstepError(NO_MODEL.format(directory))
+    _require_directory(directory)
     index = read_json(directory / INDEX)
     return [name for name, kind in index.items() if isinstance(kind, list) and (directory / name).is_dir()]
+
+
+def _require_directory(directory: Path) -> None:
+    if not directory.is_dir():
+        raise FewstepError(f"there is no model at {directory}: give the directory that `fewstep train` wrote")
 
 
 def has_text_encoders(directory: Path) -> bool:
@@ -129,6 +132,22 @@ def has_text_encoders(directory: Path) -> bool:
         FewstepError: the index is missing or is not JSON.
     """
     return any(name.startswith("text_encoder") for name in parts_of(directory))
+
+
+def require_steps(student: object, known: Sequence[int], steps: int) -> None:
+    """Refuse a step count that a student was not distilled for.
+
+    Args:
+        student: what the sentence calls it.
+        known: step counts of its card.
+        steps: that are asked for.
+
+    Raises:
+        FewstepError: they are none of `known`.
+    """
+    if steps not in known:
+        counts = " or ".join([*map(str, known[:-1]), in_steps(known[-1])])
+        raise FewstepError(f"{student} was distilled for {counts}, not for {steps}: use --steps {known[0]}")
 
 
 def weights_hash(directory: Path, prefixes: tuple[str, ...] = ("",)) -> str:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from .artefact import Card, read_card
+from .artefact import Card, read_card, require_steps
 from .edit import DEFAULT_STRENGTH, stack
 from .engines import COMPILED, ENGINES, PIXELS, TORCH, Arrays, Engines, Found, Preview, open_export, open_fitting
 from .engines.auto import open_fastest
@@ -25,7 +25,7 @@ from .files import atomic_path
 from .networks import Networks
 from .noise import trajectory_noise
 from .prompt_cache import engine_prompts
-from .wording import either, in_steps
+from .wording import either
 
 A_PROMPT = "a red apple"
 """What `auto` draws to measure."""
@@ -245,9 +245,8 @@ class Pipeline:
             return known[0] if known else DEFAULT_TEACHER_STEPS
         if steps < 1:
             raise FewstepError(f"{steps} steps are not possible: give at least 1")
-        if known and steps not in known:
-            counts = " or ".join([*map(str, known[:-1]), in_steps(known[-1])])
-            raise FewstepError(f"this student was distilled for {counts}, not for {steps}: use --steps {known[0]}")
+        if known:
+            require_steps("this student", known, steps)
         return steps
 
     def _sampling(self, guidance: float | None, sampler: str | None) -> tuple[str, float]:

@@ -1,6 +1,6 @@
 """Wording that every message shares."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 def in_steps(steps: int) -> str:
@@ -8,7 +8,7 @@ def in_steps(steps: int) -> str:
     return f"{steps} step" if steps == 1 else f"{steps} steps"
 
 
-def either(names: Sequence[str]) -> str:
+def either(names: Iterable[str]) -> str:
     """Such as `auto, torch or onnx`."""
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last

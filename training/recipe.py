@@ -101,12 +101,9 @@ def read_recipe(path: Path, default: Recipe) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        where = getattr(error, "problem_mark", None)  # of YAML, with the problem
-        cause = (
-            f"line {where.line + 1}: {getattr(error, 'problem', '')}"
-            if where
-            else getattr(error, "strerror", None) or first_line(error)
-        )
+        cause = getattr(error, "strerror", None) or first_line(error)
+        if where := getattr(error, "problem_mark", None):  # of YAML, whose first line tells half of it
+            cause = f"line {where.line + 1}: {getattr(error, 'problem', '')}"
         raise FewstepError(f"cannot read the recipe {path}: {cause}") from error
     return overlay(default, content or {}, str(path))
 

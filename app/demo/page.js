@@ -120,7 +120,7 @@
   const ready = setInterval(() => { // Gradio makes the page after this has run
     if (find("#prompt :is(input, textarea)") && find("#unanswered") && find("#live-picture")) {
       clearInterval(ready);
-      (window.requestIdleCallback ?? setTimeout)(() => connect()); // after all that the page loads; Safari has none
+      (window.requestIdleCallback ?? setTimeout)(connect); // after all that the page loads; Safari has none
     }
   }, 20);
 })();

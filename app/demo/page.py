@@ -14,8 +14,8 @@ from .words import PROMPTS, SUBJECTS
 Scene = Callable[[User, Choice], AsyncIterator[str]]
 
 FOLDER = Path(__file__).parent
-CSS, ICON = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "icon.svg"))
-HEAD = f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>"
+CSS, SCRIPT, ICON = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "icon.svg"))
+HEAD = f"<script>{SCRIPT}</script>"
 AT_ONCE, WAITING = 2, 16
 """Scenes that run together, and that wait: the models' own queues bound what they draw."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .faults import SERVER_FAILED, FaultError, answer
+from .faults import SERVER_FAILED, FaultError, answer, refusal
 from .metrics import Metrics
 
 LARGEST_BODY = 64 * 1024
@@ -60,9 +60,9 @@ class Access:
         try:
             await self.app(scope, _bounded(receive, scope), note)
         except FaultError as fault:
-            self.metrics.rejections.labels(fault.code).inc()
+            refused = refusal(fault, self.metrics)
             if not status:
-                await answer(fault)(scope, receive, note)
+                await refused(scope, receive, note)
         except Exception:
             logger.exception("a fault of the server")
             if not status:

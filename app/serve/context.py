@@ -61,22 +61,21 @@ class Context:
             raise FaultError(404, "model_not_found", f"there is no model {name!r}: GET /v1/models lists them", "model")
         return service, service.facts
 
-    def user(self, connection: HTTPConnection, claimed: str | None = None) -> User:
-        """Whose turn a request takes: the key's owner and the user that he names, or else the address.
+    def user(self, connection: HTTPConnection) -> User:
+        """Whose turn a request takes, before he names a user: the key's owner's, or else the address's.
 
         Raises:
             FaultError: a key is needed, and this is none.
         """
         if not self.keys:
-            address = connection.client.host if connection.client else ""
-            return User(address, claimed or "")
+            return User(connection.client.host if connection.client else "")
         owner = self.keys.owner(api_key(connection.headers))
         if owner is None:
             raise FaultError(
                 401, "invalid_api_key", "give a valid API key as `Authorization: Bearer ...`",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
-        return User(owner, claimed or "")
+        return User(owner)
 
     async def draw(
         self, service: Service, jobs: Sequence[Job], gone: Coroutine[Any, Any, object] | None = None

@@ -8,7 +8,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .context import Context
-from .faults import FaultError, answer
+from .faults import FaultError, refusal
 
 KEYED = "/v1/"
 """What keys are for."""
@@ -17,6 +17,8 @@ HARMLESS = ("GET", "HEAD", "OPTIONS")
 
 class Door:
     """A layer around the routes, within that of CORS, so that a page that is allowed to ask can read why it is refused.
+
+    `request.user` is then the `User` who asks.
 
     Args:
         app: what it is around.
@@ -32,9 +34,8 @@ class Door:
             try:
                 self._admit(HTTPConnection(scope), scope["method"])
             except FaultError as fault:
-                self.context.metrics.rejections.labels(fault.code).inc()
                 fault.headers["Connection"] = "close"
-                await answer(fault)(scope, receive, send)
+                await refusal(fault, self.context.metrics)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -42,7 +43,7 @@ class Door:
         if method not in HARMLESS:
             require_same_origin(connection.headers, self.context.origins)
         if connection.scope["path"].startswith(KEYED):
-            self.context.user(connection)
+            connection.scope["user"] = self.context.user(connection)
 
 
 def require_same_origin(headers: Headers, origins: Sequence[str]) -> None:

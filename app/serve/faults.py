@@ -93,6 +93,12 @@ def answer(fault: FaultError) -> JSONResponse:
     return JSONResponse(fault.body(), fault.status, fault.headers)
 
 
+def refusal(fault: FaultError, metrics: Metrics) -> JSONResponse:
+    """The same, counted."""
+    metrics.rejections.labels(fault.code).inc()
+    return answer(fault)
+
+
 def invalid_request(errors: Sequence[Any], prefix: Sequence[str] = ()) -> FaultError:
     """What pydantic found, as a fault: of several readings of a field, the one of the right type that got furthest."""
     worst = max(errors, key=lambda error: (not error["type"].endswith("_type"), len(error["loc"])))
@@ -107,21 +113,17 @@ def invalid_request(errors: Sequence[Any], prefix: Sequence[str] = ()) -> FaultE
 def install(app: FastAPI, metrics: Metrics) -> None:
     """Have an application answer all faults in this way, and count them."""
 
-    def count(fault: FaultError) -> JSONResponse:
-        metrics.rejections.labels(fault.code).inc()
-        return answer(fault)
-
     @app.exception_handler(FaultError)
     async def refused(_: Request, fault: FaultError) -> JSONResponse:
-        return count(fault)
+        return refusal(fault, metrics)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return count(invalid_request(error.errors(), prefix=("body",)))
+        return refusal(invalid_request(error.errors(), prefix=("body",)), metrics)
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
         if isinstance(error.__cause__, FaultError):  # of reading the body
-            return count(error.__cause__)
+            return refusal(error.__cause__, metrics)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
-        return count(FaultError(error.status_code, code, str(error.detail), headers=error.headers))
+        return refusal(FaultError(error.status_code, code, str(error.detail), headers=error.headers), metrics)

@@ -53,7 +53,7 @@ async def edit(
 
 def _answer(context: Context, request: Request, body: ImageWishes, event: str) -> Answer:
     """To a request that the model can serve; `FaultError` if it cannot."""
-    user = context.user(request, body.user)
+    user = request.user._replace(name=body.user or "")
     service, facts = context.service(body.model)
     check_size(body.size, facts)
     check_wishes(body, facts)

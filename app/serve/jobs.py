@@ -120,11 +120,6 @@ class FairQueue:
     def __len__(self) -> int:
         return sum(map(len, self._waiting()))
 
-    @property
-    def load(self) -> int:
-        """Network evaluations that wait."""
-        return sum(job.evaluations for jobs in self._waiting() for job in jobs)
-
     def count(self, owner: str) -> int:
         """Jobs of one owner."""
         return sum(map(len, self._owners.get(owner, {}).values()))

@@ -19,7 +19,6 @@ from .pictures import drawn
 from .wishes import Prompt, Wishes, check_wishes, make_jobs
 
 router = APIRouter()
-PATH = "/v1/images/live"
 PROTOCOL = "fewstep"
 LONGEST_TEXT = 16384
 """Characters of a message."""
@@ -36,7 +35,7 @@ class LiveRequest(Wishes):
     id: int = Field(0, ge=0, le=2**53)
 
 
-@router.websocket(PATH)
+@router.websocket("/v1/images/live")
 async def live(socket: WebSocket, context: Annotated[Context, Depends(context_of)]) -> None:
     """Answer each `{"prompt", "id", ...}` with `{"id", "b64_json", "seed", "milliseconds"}` or `{"id", "error"}`."""
     try:

@@ -17,7 +17,7 @@ CAUSES = (
     "client_gone", "engine_failed", "invalid_api_key", "invalid_request", "queue_full", "refused", "server_error",
     "waited_too_long",
 )  # fmt: skip
-"""Of refusals that alerts ask for: counted from zero on, since nothing grows that is not there."""
+"""Of refusals, the usual: counted from zero on, since an alert sees no growth of what was not there."""
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 

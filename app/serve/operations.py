@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
@@ -42,9 +42,8 @@ class State(BaseModel):
 
 
 @router.get("/v1/models", responses=documented(401), summary="The models that are served")
-async def models(request: Request, context: Annotated[Context, Depends(context_of)]) -> ModelList:
+async def models(context: Annotated[Context, Depends(context_of)]) -> ModelList:
     """The first one is what a request without `model` gets."""
-    context.user(request)
     return ModelList(object="list", data=[ModelEntry(**entry) for entry in _entries(context)])
 
 

@@ -111,10 +111,9 @@ class Service:
             raise TooManyError(own)
         ahead = queue.load_ahead(user, len(jobs)) + sum(seat.load for seat in self._seats)
         expected = self._seconds(ahead) + own
-        # Nobody has more places than he leaves free: so there is always one for somebody else.
-        waiting, mine = len(queue), queue.count(user.owner)
-        places = (self.limits.images - waiting + mine + 1) // 2
-        if expected > most or (mine and mine + len(jobs) > places) or waiting + len(jobs) > self.limits.images:
+        mine, free = queue.count(user.owner), self.limits.images - len(queue) - len(jobs)
+        # Nobody has more places than he leaves free, but for one: so there is always room for somebody else.
+        if expected > most or free < 0 or (mine and mine + len(jobs) > free + 1):
             raise FullError(max(1, math.ceil(expected - most / 2)))
         await queue.put(jobs)
 
@@ -226,7 +225,7 @@ class _Seat:
                 async with asyncio.timeout(None) as self._taking:
                     return await service._queue.take(service.settings.largest_batch, service.limits.linger_seconds)
             except TimeoutError:
-                await self._recover()
+                await self._recover([])
             finally:
                 self._taking = None
 
@@ -245,12 +244,11 @@ class _Seat:
         try:
             await self._draw(jobs)
         except EndedError:
-            await self._recover()
+            await self._recover(jobs)
         except EngineError as error:
             await self._draw_singly(jobs, error)
         if self._failures >= MOST_FAILURES:
-            self._jobs = []
-            await self._recover()
+            await self._recover([])
 
     async def _draw(self, jobs: Sequence[Job]) -> None:
         assert self.worker is not None
@@ -269,10 +267,8 @@ class _Seat:
         worker = self.worker
         try:
             drawn = await worker.draw(batch, first.preview)
-        except RefusedError:
-            raise
-        except EngineError:
-            self._failures += 1
+        except EngineError as error:
+            self._failures += not isinstance(error, RefusedError)
             raise
         self._failures = 0
         self._service._learn(jobs, loop.time() - begin)
@@ -293,20 +289,19 @@ class _Seat:
             except EngineError as other:
                 fail([job], other)
             except EndedError:
-                self._jobs = list(jobs[position:])
-                await self._recover()
+                await self._recover(jobs[position:])
                 return
 
-    async def _recover(self) -> None:
-        """Give the jobs back, and wait for another worker."""
+    async def _recover(self, lost: Sequence[Job]) -> None:
+        """Give jobs back that were not drawn, and wait for another worker."""
         service, worker = self._service, self._rise()
         event = "a worker failed too often" if self._failures else "a worker ended"
         self._failures = 0
         logger.error(event, extra={"model": service.name, "process_id": worker.process_id})
-        for job in self._jobs:
+        for job in lost:
             job.attempts += 1
-        fail([job for job in self._jobs if job.attempts >= MOST_ATTEMPTS], EngineError("its process ended twice"))
-        await service._queue.put_back([job for job in self._jobs if job.attempts < MOST_ATTEMPTS])
+        fail([job for job in lost if job.attempts >= MOST_ATTEMPTS], EngineError("its process ended twice"))
+        await service._queue.put_back([job for job in lost if job.attempts < MOST_ATTEMPTS])
         self._jobs = []
         await asyncio.to_thread(worker.close)
         self._sit(await service._replace())

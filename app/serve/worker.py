@@ -173,7 +173,7 @@ class Worker:
             EngineError: it failed.
             EndedError: its process ended.
         """
-        await self._within_time(self._move(self._send, (batch, preview is not None)))
+        await self._move(self._send, (batch, preview is not None))
         while isinstance(answer := await self._answer(), np.ndarray):
             if preview:
                 preview(answer)
@@ -199,7 +199,7 @@ class Worker:
             await self._within_time(said.wait())
         finally:
             loop.remove_reader(descriptor)
-        return await self._within_time(self._move(self._receive))
+        return await self._move(self._receive)
 
     async def _within_time(self, moved: Awaitable[Answer]) -> Answer:
         try:
@@ -211,7 +211,7 @@ class Worker:
 
     async def _move(self, move: Callable[..., Answer], *what: object) -> Answer:
         """Send or receive: where that may have to wait for a process that is stopped midway, in a thread."""
-        return await asyncio.to_thread(move, *what) if self._apart else move(*what)
+        return await self._within_time(asyncio.to_thread(move, *what)) if self._apart else move(*what)
 
     def _send(self, task: object) -> None:
         try:

@@ -163,14 +163,16 @@ class Saturation:
         self.seconds = time.perf_counter() - start
 
     async def _client(self, url: str, number: int, end: float) -> None:
-        reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
+        place = urlsplit(url)
+        reader, writer = await asyncio.open_connection(place.hostname, place.port)
         while time.perf_counter() < end:
             writer.write(request_of(json.dumps({"prompt": new_prompt(), "user": str(number)}).encode()))
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"content-length: (\d+)", head)
             await reader.readexactly(int(length[1]) if length else 0)
-            self.served += head.startswith(b"HTTP/1.1 200 ")
-            self.failed += not head.startswith(b"HTTP/1.1 200 ")
+            drawn = head.startswith(b"HTTP/1.1 200 ")
+            self.served += drawn
+            self.failed += not drawn
         writer.close()
         await writer.wait_closed()
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from fewstep.app.serve.worker import Facts
+
 from ..served import Server, start
 from ..tiny_models import save_tiny
 
@@ -18,6 +20,9 @@ settings.register_profile("fuzz", max_examples=1700)
 """For `make fuzz`: six tests of so many requests each, others every time."""
 settings.register_profile("steady", derandomize=True)
 settings.load_profile("steady")
+
+FACTS = Facts("student", (1,), 1, 8, 8, None, False, "none", "", "", evaluation_seconds=0.01)
+"""Of a model that is none."""
 
 
 def start_server(log: Path, *arguments: object) -> Server:

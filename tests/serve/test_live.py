@@ -18,15 +18,13 @@ from fewstep.app.serve.keys import Keys
 from fewstep.app.serve.live import Conversation
 from fewstep.app.serve.metrics import Metrics
 from fewstep.app.serve.service import Limits
-from fewstep.app.serve.worker import Facts
 
 from ..served import Server
+from .conftest import FACTS
 
 httpx = pytest.importorskip("httpx")
 websockets = pytest.importorskip("websockets.sync.client")
 exceptions = pytest.importorskip("websockets.exceptions")
-
-FACTS = Facts("student", (1,), 1, 8, 8, None, False, "none", "", "", evaluation_seconds=0.01)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ import pytest
 from fewstep.app.serve.jobs import Job, Picture, User
 from fewstep.app.serve.metrics import Metrics
 from fewstep.app.serve.service import FullError, Limits, Service, TooManyError
-from fewstep.app.serve.worker import Batch, Drawn, EndedError, EngineError, Facts, ModelSettings, RefusedError
+from fewstep.app.serve.worker import Batch, Drawn, EndedError, EngineError, ModelSettings, RefusedError
 
-FACTS = Facts("student", (1,), 1, 8, 8, None, False, "none", "", "", evaluation_seconds=0.01)
+from .conftest import FACTS
+
 FAULTS: dict[str, type[Exception]] = {"poison": EndedError, "broken": EngineError, "refused": RefusedError}
 """By what a prompt begins with."""
 

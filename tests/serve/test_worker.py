@@ -8,6 +8,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 
 from fewstep.app.serve.command import _loop_factory
-from fewstep.app.serve.worker import Batch, EndedError, Facts, ModelSettings, Worker
+from fewstep.app.serve.worker import Batch, EndedError, ModelSettings, Worker
+
+from .conftest import FACTS
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -41,24 +44,9 @@ def test_an_answer_longer_than_any_buffer_is_heard_whole(
         assert all(np.array_equal(answer, pixels) for answer in runner.run(hear()))
 
 
-FACTS = Facts(
-    kind="student",
-    steps=(1,),
-    default_steps=1,
-    width=1024,
-    height=1024,
-    guidance=None,
-    edits=False,
-    engine="none",
-    reason="",
-    weights="",
-    evaluation_seconds=1.0,
-)
-
-
 def stop_midway(connection: Connection, settings: ModelSettings) -> None:
     """Work of a process that is stopped when it has heard (`settings.threads` 0) or said (1) a part of something."""
-    connection.send(FACTS)
+    connection.send(replace(FACTS, width=1024, height=1024))
     if settings.threads == 0:
         os.read(connection.fileno(), 10)
     else:
